@@ -1,0 +1,733 @@
+"""The whole run as one frozen tree of pydantic models: the only schema, the only defaults.
+
+`load_config` reads one YAML file, applies `--set a.b=value` overrides and checks everything. Every
+field is bounded and says its unit and effect; impossible combinations cannot be written down or are
+refused here with the reason. Nothing below this layer has hidden defaults.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mtrec.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(_Section):
+    workdir: str = "runs/default"
+    """Folder or URI that receives every artifact of the run."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Decides ties in time, random splits, initial weights and the order of batches."""
+    storage: str | None = None
+    """Where Ray Train keeps checkpoints; by default `checkpoints/` in the workdir."""
+
+
+# ---- data ---------------------------------------------------------------------------------------
+
+
+class NumberColumn(_Section):
+    kind: Literal["number"]
+    source: str | None = None
+    """Name of the column in the file; by default the same name."""
+    min: float | None = None
+    """Smallest possible value; rows below are set aside."""
+    max: float | None = None
+    """Largest possible value; rows above are set aside."""
+    missing: Literal["mean", "median", "mode", "constant", "reject", "keep"] = "mean"
+    """What an empty cell becomes: a statistic of the training rows, `constant`, a set-aside row,
+    or `keep` (it stays missing; for labels)."""
+    constant: float = 0.0
+    """The value for `missing: constant`."""
+    scale: Literal["standard", "minmax", "none"] = "standard"
+    """How the value enters the model; fitted on training rows."""
+    context: bool = False
+    """Interactions only: known when the recommendation is asked for (time, place, device)."""
+
+
+class CategoryColumn(_Section):
+    kind: Literal["category"]
+    source: str | None = None
+    """Name of the column in the file; by default the same name."""
+    missing: Literal["category", "mode", "constant", "reject"] = "category"
+    """What an empty cell becomes: a category of its own, the most frequent one, `constant`, or a
+    set-aside row."""
+    constant: str = ""
+    """The value for `missing: constant`."""
+    min_count: int = Field(1, ge=1)
+    """Categories seen fewer times in training count as unknown."""
+    context: bool = False
+    """Interactions only: known when the recommendation is asked for (time, place, device)."""
+
+
+class CategoriesColumn(_Section):
+    kind: Literal["categories"]
+    source: str | None = None
+    """Name of the column in the file; by default the same name."""
+    separator: str = Field("|", min_length=1)
+    """What stands between the values of one cell; a list in Parquet or JSONL needs none."""
+    min_count: int = Field(1, ge=1)
+    """Categories seen fewer times in training count as unknown."""
+
+
+class TextColumn(_Section):
+    kind: Literal["text"]
+    source: str | None = None
+    """Name of the column in the file; by default the same name."""
+    missing: Literal["empty", "reject"] = "empty"
+    """What an empty cell becomes: the empty text, or a set-aside row."""
+
+
+Column = Annotated[
+    NumberColumn | CategoryColumn | CategoriesColumn | TextColumn, Field(discriminator="kind")
+]
+
+
+class _Table(_Section):
+    path: str
+    """File, folder or glob; relative ones start at `data.root`."""
+    format: Literal["auto", "csv", "parquet", "jsonl"] = "auto"
+    """By default told from the file's ending; anything unknown is read as CSV."""
+    delimiter: str = Field(",", min_length=1, max_length=1)
+    """CSV: what stands between two fields."""
+    encoding: str = "utf-8"
+    """CSV and JSONL: the text encoding; rows that do not decode are set aside."""
+    id_type: Literal["auto", "string", "integer"] = "auto"
+    """Type of the ids in answers; `auto`: the type in Parquet and JSONL, string in CSV."""
+    columns: dict[Name, Column] = {}
+    """Further columns to read, by the name that mtrec shall use."""
+
+
+class InteractionsTable(_Table):
+    user_id: str = "user_id"
+    """Column with the user's id."""
+    item_id: str = "item_id"
+    """Column with the item's id."""
+    timestamp: str | None = None
+    """Column with the time: seconds since 1970 or ISO 8601; without it the order is the file's."""
+    split: str | None = None
+    """Column that holds train, validation or test, for `split.method: column`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "InteractionsTable":
+        for name, column in self.columns.items():
+            if column.kind not in ("number", "category"):
+                raise ValueError(
+                    f"columns.{name} has kind {column.kind}; an interaction's columns are "
+                    "number or category"
+                )
+        return self
+
+
+class ItemsTable(_Table):
+    item_id: str = "item_id"
+    """Column with the item's id."""
+
+
+class UsersTable(_Table):
+    user_id: str = "user_id"
+    """Column with the user's id."""
+
+
+class QualityConfig(_Section):
+    duplicate_key: Literal["user_item_time", "user_item"] = "user_item_time"
+    """Which interactions are the same event; the others of such a group are duplicates."""
+    keep: Literal["last", "first"] = "last"
+    """Which of a group of duplicates stays: by time, then by place in the source."""
+    unknown_items: Literal["reject", "keep"] = "reject"
+    """What happens to an interaction whose item is not in the items table, if there is one."""
+    unknown_users: Literal["reject", "keep"] = "reject"
+    """What happens to an interaction whose user is not in the users table, if there is one."""
+
+
+class LeaveLastOutSplit(_Section):
+    method: Literal["leave_last_out"]
+    """Per user: the last event is test, the last but one validation, the rest train; ties in time
+    are put in an order that the seed decides. Users with fewer than 3 events are all train."""
+
+
+class RandomSplit(_Section):
+    method: Literal["random"]
+    """Each event is drawn by a hash of the seed, its user and its item."""
+    validation: Fraction = 0.1
+    """Share of events for validation."""
+    test: Fraction = 0.1
+    """Share of events for test."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "RandomSplit":
+        if self.validation + self.test >= 1.0:
+            raise ValueError("validation + test must leave a share for training (below 1)")
+        return self
+
+
+class ColumnSplit(_Section):
+    method: Literal["column"]
+    """The column `data.interactions.split` holds train, validation or test."""
+
+
+Split = Annotated[LeaveLastOutSplit | RandomSplit | ColumnSplit, Field(discriminator="method")]
+
+
+class DataConfig(_Section):
+    source: Literal["movielens-100k"] | None = None
+    """A public data set by name, fetched on first use; relative paths then start in its folder."""
+    root: str | None = None
+    """Folder that relative paths start in; by default the source's, else the current one."""
+    interactions: InteractionsTable
+    items: ItemsTable | None = None
+    """What is known of items; without it the catalogue is what training interactions name."""
+    users: UsersTable | None = None
+    """What is known of users."""
+    quality: QualityConfig = QualityConfig()
+    split: Split = LeaveLastOutSplit(method="leave_last_out")
+
+
+# ---- text ---------------------------------------------------------------------------------------
+
+
+class BehaviourText(_Section):
+    item_column: str = "title"
+    """Items column that names an item in the text."""
+    liked: str = "rating >= 4"
+    """Expression over an interaction column: events told as liked."""
+    disliked: str | None = None
+    """Expression over an interaction column: events told as disliked."""
+    max_items: int = Field(20, ge=1, le=200)
+    """At most so many items, the latest ones, are named."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "BehaviourText":
+        for text in (self.liked, self.disliked):
+            if text is not None:
+                parse_label(text)
+        return self
+
+
+class TextConfig(_Section):
+    item_template: str | None = None
+    """Text of an item, such as `{title} | {genres}`; None: items have no text."""
+    user_template: str | None = None
+    """Text of a user from the users table; None: users have no profile text."""
+    behaviour: BehaviourText | None = None
+    """Tell part of a user's training events as text, so that a text alone can stand for a user."""
+    encoder: str = "all-minilm-l6-v2"
+    """`all-minilm-l6-v2` (bundled), `hashing` (no language model), a folder or a model name."""
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    """How token vectors become one: mean, first token, or last token (decoders)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU per actor if the cluster has one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the encoder; `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    max_tokens: int = Field(256, ge=8, le=8192)
+    """Longer texts are cut."""
+    batch_tokens: int = Field(4096, ge=64)
+    """Tokens in one batch, padding included; texts of like length share a batch."""
+    actors: int = Field(1, ge=1)
+    """Encoder actors at most."""
+    dimension: int = Field(256, ge=8, le=4096)
+    """Width of the hashing encoder's vectors; a language model brings its own."""
+    store: str | None = None
+    """Folder or URI of the vectors, to share them between runs; default `embeddings/` in the
+    workdir."""
+
+
+# ---- tasks --------------------------------------------------------------------------------------
+
+
+class _Task(_Section):
+    name: Name
+    weight: float = Field(1.0, ge=0.0)
+    """Weight of the task's loss, after each loss is divided by that of a constant predictor."""
+
+
+class RetrievalTask(_Task):
+    kind: Literal["retrieval"]
+
+
+class RegressionTask(_Task):
+    kind: Literal["regression"]
+    label: str
+    """A number column of the interactions."""
+    min: float
+    """Smallest possible label; with `max` it maps predictions to [0, 1] in blended scores."""
+    max: float
+    """Largest possible label."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "RegressionTask":
+        if self.min >= self.max:
+            raise ValueError(f"min {self.min} must be below max {self.max}")
+        if parse_label(self.label).operator is not None:
+            raise ValueError(f'label "{self.label}" must be a column for a regression task')
+        return self
+
+
+class BinaryTask(_Task):
+    kind: Literal["binary"]
+    label: str
+    """An expression such as `rating >= 4`, or a number column that holds 0 and 1."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "BinaryTask":
+        parse_label(self.label)
+        return self
+
+
+Task = Annotated[RetrievalTask | RegressionTask | BinaryTask, Field(discriminator="kind")]
+
+
+# ---- model and training -------------------------------------------------------------------------
+
+
+class SequenceHistory(_Section):
+    kind: Literal["sequence"] = "sequence"
+    num_blocks: int = Field(2, ge=1, le=12)
+    """Transformer blocks."""
+    num_heads: int = Field(2, ge=1, le=16)
+    """Attention heads; must divide `model.embedding_dim`."""
+    length: int = Field(100, ge=2, le=4096)
+    """The latest events of a user that the model sees."""
+    dropout: Fraction = 0.2
+
+
+class SharedBottom(_Section):
+    kind: Literal["shared_bottom"] = "shared_bottom"
+    hidden: list[Annotated[int, Field(ge=1)]] = Field([128, 64], min_length=1)
+    """Widths of the layers that all ranking tasks share."""
+    dropout: Fraction = 0.1
+
+
+class ModelConfig(_Section):
+    embedding_dim: int = Field(64, ge=4, le=1024)
+    """Width of user and item vectors."""
+    text_dim: int = Field(128, ge=4)
+    """Text vectors are whitened to so many directions at most."""
+    id_dropout: Fraction = 0.2
+    """Share of collaborative item rows hidden in a step, so that content stands alone."""
+    history: SequenceHistory = SequenceHistory()
+    experts: SharedBottom = SharedBottom()
+    w_content: float = Field(0.2, ge=0.0)
+    """Weight of the content-only retrieval loss."""
+    w_collaborative: float = Field(0.2, ge=0.0)
+    """Weight of the collaborative-only retrieval loss."""
+    w_fused: float = Field(1.0, gt=0.0)
+    """Weight of the retrieval loss of the sum of both."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.embedding_dim % self.history.num_heads:
+            raise ValueError(
+                f"embedding_dim {self.embedding_dim} must be a multiple of history.num_heads "
+                f"{self.history.num_heads}"
+            )
+        return self
+
+
+class TrainConfig(_Section):
+    epochs: int = Field(60, ge=1)
+    """Passes over the training windows at most."""
+    batch_size: int = Field(64, ge=1)
+    """Windows in one global batch; workers share it evenly, so it must be a multiple of them."""
+    learning_rate: float = Field(1e-3, gt=0.0)
+    weight_decay: float = Field(0.01, ge=0.0)
+    """Not applied to embeddings, biases and norms."""
+    warmup_steps: int = Field(100, ge=0)
+    clip_norm: float = Field(1.0, gt=0.0)
+    """Largest norm of the whole gradient."""
+    ema_decay: Fraction = 0.0
+    """Decay of the moving average of the weights, which is what is validated and exported; 0: none.
+    """
+    patience: int = Field(10, ge=1)
+    """Stop after so many epochs without a better validation value."""
+    monitor: str | None = None
+    """Validation value that picks the best epoch, `task/metric`; default: the first task's."""
+    num_workers: int = Field(1, ge=1)
+    """Data-parallel workers."""
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    """`auto`: a GPU per worker if the cluster has enough."""
+    max_failures: int = Field(2, ge=0)
+    """So often a failed worker group is restarted from the last checkpoint."""
+    refit: bool = False
+    """After selection, train again on all kept events for as many epochs; that is what ships."""
+
+
+# ---- evaluation, scoring, serving, Ray ----------------------------------------------------------
+
+
+Baseline = Literal[
+    "random",
+    "popularity",
+    "recent_popularity",
+    "bigram",
+    "itemknn",
+    "ease",
+    "ials",
+    "mean",
+    "bias",
+]
+
+
+class EvaluateConfig(_Section):
+    baselines: list[Baseline] = [
+        "random",
+        "popularity",
+        "recent_popularity",
+        "bigram",
+        "itemknn",
+        "ease",
+        "ials",
+        "mean",
+        "bias",
+    ]
+    """Baselines to fit and report beside the model."""
+    k: int = Field(10, ge=1, le=100)
+    """Length of the lists that ranking metrics look at."""
+    bootstrap_samples: int = Field(1000, ge=100)
+    """Resamples of users behind each interval."""
+    max_dense_items: int = Field(50_000, ge=1)
+    """Catalogues above this get no dense item-item baseline; the report says so."""
+
+
+class ScoreConfig(_Section):
+    k: int = Field(10, ge=1, le=1000)
+    """Items per user in `predictions/`."""
+    candidates: int = Field(200, ge=1, le=10_000)
+    """Items from retrieval that the ranking network sees."""
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = {}
+    """Weights of the tasks in the blended score; default: retrieval 1, others 0."""
+    batch_size: int = Field(256, ge=1)
+    """Users in one batch."""
+    actors: int = Field(1, ge=1)
+    """Scoring actors at most."""
+
+
+class ServeConfig(_Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(2, ge=1)
+    num_cpus: float = Field(1.0, gt=0.0)
+    """CPUs that one replica reserves."""
+    target_ongoing_requests: float = Field(8.0, gt=0.0)
+    """Requests in flight per replica that autoscaling aims at."""
+    max_ongoing_requests: int = Field(16, ge=1)
+    """Requests that one replica takes at a time."""
+    max_queued_requests: int = Field(200, ge=1)
+    """Requests that wait at most; more are refused with 503."""
+    upscale_delay_s: float = Field(10.0, ge=0.0)
+    downscale_delay_s: float = Field(300.0, ge=0.0)
+    max_body_bytes: int = Field(1 << 20, ge=1024)
+    """Larger request bodies are refused with 413."""
+    max_batch: int = Field(256, ge=1)
+    """Requests in one `/v1/recommend/batch` at most."""
+    max_history: int = Field(1000, ge=1)
+    """Events in a request's history at most."""
+    max_k: int = Field(1000, ge=1)
+    """Items in one answer at most."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ServeConfig":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(
+                f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}"
+            )
+        if self.target_ongoing_requests > self.max_ongoing_requests:
+            raise ValueError(
+                f"target_ongoing_requests {self.target_ongoing_requests} is above "
+                f"max_ongoing_requests {self.max_ongoing_requests}: it would never scale up"
+            )
+        return self
+
+
+class RayConfig(_Section):
+    num_cpus: int | None = Field(None, ge=1)
+    """Logical CPUs of a local Ray; default: those of the machine, at least 4."""
+    object_store_mb: int | None = Field(None, ge=80)
+    """Shared memory of a local Ray in MiB; default: Ray's."""
+    partitions: int | None = Field(None, ge=1)
+    """Partitions of a group-by; default: from the size of the data and the CPUs."""
+
+
+class Config(_Section):
+    """One run."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig
+    text: TextConfig = TextConfig()
+    tasks: list[Task] = Field(min_length=1)
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    score: ScoreConfig = ScoreConfig()
+    serve: ServeConfig = ServeConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        for problem in _problems(self):
+            raise ValueError(problem)
+        return self
+
+    def task(self, name: str) -> Task:
+        """Give the task of that name."""
+        return next(task for task in self.tasks if task.name == name)
+
+
+def _problems(config: Config) -> Iterator[str]:
+    """Yield what single sections cannot see."""
+    names = [task.name for task in config.tasks]
+    if len(set(names)) < len(names):
+        yield f"tasks: names must differ, found {names}"
+    if [task.kind for task in config.tasks].count("retrieval") != 1:
+        yield "tasks: expected exactly one task of kind retrieval (it makes the candidates)"
+    columns = config.data.interactions.columns
+    for task in config.tasks:
+        if task.kind != "retrieval":
+            yield from _check_label(f"tasks.{task.name}.label", task.label, columns)
+    for name in config.score.weights:
+        if name not in names:
+            yield f'score.weights: no task is called "{name}"; there are {names}'
+    if config.text.behaviour is not None:
+        for label in (config.text.behaviour.liked, config.text.behaviour.disliked):
+            if label is not None:
+                yield from _check_label("text.behaviour", label, columns)
+        items = config.data.items.columns if config.data.items else {}
+        if config.text.behaviour.item_column not in items:
+            yield (
+                f'text.behaviour.item_column "{config.text.behaviour.item_column}" is no column '
+                f"of data.items; there are {sorted(items)}"
+            )
+    for key, template, table in (
+        ("item_template", config.text.item_template, config.data.items),
+        ("user_template", config.text.user_template, config.data.users),
+    ):
+        known = set(table.columns) if table else set()
+        for name in template_fields(template or ""):
+            if name not in known:
+                yield f'text.{key} uses "{{{name}}}"; the table has {sorted(known)}'
+    if config.data.split.method == "column" and config.data.interactions.split is None:
+        yield "data.split.method is column: name the column in data.interactions.split"
+    if config.train.batch_size % config.train.num_workers:
+        yield (
+            f"train.batch_size {config.train.batch_size} must be a multiple of "
+            f"train.num_workers {config.train.num_workers}"
+        )
+
+
+def _check_label(where: str, label: str, columns: dict[str, Any]) -> Iterator[str]:
+    column = parse_label(label).column
+    if column not in columns or columns[column].kind != "number":
+        numbers = sorted(name for name, value in columns.items() if value.kind == "number")
+        yield (
+            f'{where}: "{column}" is no number column of data.interactions.columns; '
+            f"there are {numbers}"
+        )
+
+
+# ---- label expressions and templates ------------------------------------------------------------
+
+
+class LabelExpression(_Section):
+    """A column, or a column compared with a number: `rating`, `rating >= 4`."""
+
+    column: str
+    operator: Literal[">=", ">", "<=", "<", "==", "!="] | None = None
+    value: float = 0.0
+
+
+_LABEL = re.compile(
+    r"^\s*(?P<column>[a-z][a-z0-9_]*)\s*"
+    r"(?:(?P<operator>>=|<=|==|!=|>|<)\s*(?P<value>[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?))?\s*$"
+)
+
+
+def parse_label(text: str) -> LabelExpression:
+    """Parse a label expression.
+
+    >>> parse_label("rating >= 4").value
+    4.0
+
+    Raises:
+        ValueError: the text is neither a column nor `column OPERATOR number`.
+    """
+    match = _LABEL.match(text)
+    if match is None:
+        raise ValueError(
+            f'"{text}" is no label: expected a column or a comparison such as "rating >= 4"'
+        )
+    return LabelExpression(
+        column=match["column"],
+        operator=match["operator"],  # type: ignore[arg-type]  # the pattern admits only these
+        value=float(match["value"] or 0.0),
+    )
+
+
+def template_fields(template: str) -> list[str]:
+    """List the columns that a text template names.
+
+    >>> template_fields("{title} ({year})")
+    ['title', 'year']
+    """
+    return re.findall(r"{([^{}]*)}", template)
+
+
+# ---- loading ------------------------------------------------------------------------------------
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a run's YAML file, apply `a.b=value` overrides and check the whole.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value`, the value in YAML; list entries by number (`tasks.0.weight`)
+            or, for tasks, by name (`tasks.like.weight`).
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong; all problems are named.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration {path}: {error.strerror}\n"
+            "give the path of a YAML file, for example jobs/configs/movielens.yaml"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold sections such as data and tasks, found {tree!r:.60}")
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, name=str(path))
+
+
+def parse_config(tree: dict[str, Any], *, name: str = "configuration") -> Config:
+    """Check a configuration that is already a tree of dicts and lists.
+
+    Raises:
+        ConfigError: a key or value is wrong; all problems are named.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        shown = lines[:5] + ([f"... and {len(lines) - 5} more"] if lines[5:] else [])
+        raise ConfigError(f"{name}: " + "\n".join(shown)) from error
+
+
+def dump_config(config: Config) -> str:
+    """Write a configuration as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    path, equals, raw = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f'--set {override}: expected key=value, for example "train.epochs=3"')
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML") from error
+    node: Any = tree
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            position = _list_position(node, key)
+            if position is None:
+                raise ConfigError(f'--set {override}: the list has no entry "{key}"')
+            if last:
+                node[position] = value
+            else:
+                node = node[position]
+        elif isinstance(node, dict):
+            if last:
+                node[key] = value
+            elif node.get(key) is None:
+                node[key] = {}
+                node = node[key]
+            else:
+                node = node[key]
+        else:
+            raise ConfigError(f'--set {override}: "{".".join(keys[:depth])}" is a plain value')
+
+
+def _list_position(entries: list[Any], key: str) -> int | None:
+    if key.isdigit():
+        return int(key) if int(key) < len(entries) else None
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+    return names.index(key) if key in names else None
+
+
+def _explain(problem: Any) -> str:
+    """Turn one pydantic problem into a line that names the remedy."""
+    place = [str(part) for part in problem["loc"]]
+    # A union's tag (the column's kind, the split's method) is in the path; users never wrote it.
+    where = ".".join(part for part in place if part not in _UNION_TAGS or part == place[-1])
+    if problem["type"] == "extra_forbidden":
+        found, parents = place[-1], place[:-1]
+        known = _known_keys(parents)
+        near = difflib.get_close_matches(found, known, n=1, cutoff=0.5)
+        hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(sorted(known))}"
+        return f"unknown key {where}; {hint}"
+    if problem["type"] == "missing":
+        return f"missing key {where}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    return f"{where}: {message}, found {problem['input']!r:.60}"
+
+
+_UNION_TAGS = {
+    *("number", "category", "categories", "text"),
+    *("leave_last_out", "random", "column"),
+    *("retrieval", "regression", "binary"),
+}
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    """List the keys that the schema knows at a place, following its path through the models."""
+    candidates: list[Any] = [Config]
+    for part in path:
+        following: list[Any] = []
+        for candidate in candidates:
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                if part in candidate.model_fields:
+                    following += _models_in(candidate.model_fields[part].annotation)
+                elif part in _UNION_TAGS:
+                    tag = next(iter(candidate.model_fields.values()))
+                    fields = ("kind", "method")
+                    literals = [
+                        getattr(candidate.model_fields[name].annotation, "__args__", ())
+                        for name in fields
+                        if name in candidate.model_fields
+                    ]
+                    if any(part in literal for literal in literals) and tag is not None:
+                        following.append(candidate)
+                else:
+                    # A number in a list or a name in a dict: the models stay the same.
+                    following.append(candidate)
+        candidates = following or candidates
+    return sorted({name for model in candidates for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    arguments = getattr(annotation, "__args__", ())
+    return [model for argument in arguments for model in _models_in(argument)]

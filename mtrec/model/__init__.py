@@ -1,0 +1,1 @@
+"""The multi-task network: towers, history encoder, experts, losses."""

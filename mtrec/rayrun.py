@@ -1,0 +1,70 @@
+"""How mtrec connects to Ray: one place for the address, local limits and Ray Data's settings.
+
+Called by the shells (`cli.py`, `jobs/`) and by nothing below the drivers.
+"""
+
+import logging
+import os
+
+import ray
+from ray.data import DataContext, ExecutionResources
+
+from mtrec.config import RayConfig
+from mtrec.errors import ConfigError
+
+
+def connect(config: RayConfig, address: str | None = None) -> None:
+    """Connect to a Ray cluster, or start a local one; does nothing if already connected.
+
+    Args:
+        config: limits of a local Ray.
+        address: address of a cluster; by default the `RAY_ADDRESS` variable, else a local Ray.
+
+    Raises:
+        ConfigError: there is no cluster at the address.
+    """
+    if not ray.is_initialized():
+        where = address or os.environ.get("RAY_ADDRESS") or "local"
+        local = where == "local"
+        # Logical CPUs: on a two-core laptop the train workers must leave some for the drivers.
+        num_cpus = config.num_cpus or max(4, os.cpu_count() or 1)
+        store = config.object_store_mb
+        try:
+            ray.init(
+                address=where,
+                num_cpus=num_cpus if local else None,
+                include_dashboard=False if local else None,
+                object_store_memory=store << 20 if local and store is not None else None,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        except ConnectionError as error:
+            raise ConfigError(
+                f"no Ray cluster answers at {where}\n"
+                "start one (ray start --head), give --address, or leave it out for a local one"
+            ) from error
+    _configure_data()
+
+
+def cluster_gpus() -> float:
+    """Give the number of GPUs that the connected cluster has."""
+    return float(_resources().get("GPU", 0.0))
+
+
+def cluster_cpus() -> float:
+    """Give the number of logical CPUs that the connected cluster has."""
+    return float(_resources().get("CPU", 1.0))
+
+
+def _resources() -> dict[str, float]:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's
+    return resources
+
+
+def _configure_data() -> None:
+    """Set what every data set of mtrec relies on; must come before the first one is made."""
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources.for_limits()
+    context.read_op_min_num_blocks = 4
+    context.enable_progress_bars = os.isatty(2)

@@ -1,0 +1,58 @@
+"""Logging for shells: set-up called once by `cli.py`, `jobs/` and the actors; never on import.
+
+Events, not prose: `event key=value`. Metrics of a training run go to a JSONL file as well.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+
+def configure_logging(*, verbose: bool = False, stream: TextIO | None = None) -> None:
+    """Send mtrec's log lines to stderr, once, however often this is called."""
+    logger = logging.getLogger("mtrec")
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    if not logger.handlers:
+        handler = logging.StreamHandler(stream or sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        logger.addHandler(handler)
+    logger.propagate = False
+
+
+def event(logger: logging.Logger, name: str, /, **values: object) -> None:
+    """Log one event as `name key=value key=value`; floats get six significant digits."""
+    logger.info(
+        "%s", " ".join([name, *(f"{key}={_format(value)}" for key, value in values.items())])
+    )
+
+
+class MetricsLog:
+    """Append one JSON object a line to a local file; each line is flushed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+
+    def write(self, **values: object) -> None:
+        """Append `values` as one line."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+@contextmanager
+def timed(logger: logging.Logger, stage: str) -> Iterator[dict[str, object]]:
+    """Log the start and the end of a stage with its seconds; yields a dict for more values."""
+    event(logger, f"{stage}.start")
+    values: dict[str, object] = {}
+    start = time.monotonic()
+    yield values
+    event(logger, f"{stage}.done", seconds=round(time.monotonic() - start, 1), **values)
+
+
+def _format(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

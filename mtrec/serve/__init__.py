@@ -1,0 +1,1 @@
+"""The HTTP side: schemas, security, the Ray Serve application."""

@@ -1,0 +1,320 @@
+"""Artifacts: a folder, local or at a URI, that is complete exactly when it has a `manifest.json`.
+
+The manifest is written last and is the commit mark: it names every file with its size and SHA-256,
+the key of the work that made it and the ids of the artifacts it was made from. A folder without one
+is garbage that the next run removes. Local folders are written beside their place and renamed.
+Nothing here knows what is inside an artifact.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pyarrow import fs
+
+from mtrec.errors import ArtifactError, ConfigError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+# Up to this size an artifact is checked by hash before it is used, above it by file size only.
+HASH_CHECK_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What one artifact is and what it was made from.
+
+    Attributes:
+        kind: `dataset`, `embeddings`, `checkpoint`, `bundle`, `predictions` or `report`.
+        id: new for every write, so that whatever depends on a rewritten artifact is redone.
+        key: hash of the configuration and the parents' ids; the work is done if it is unchanged.
+        content: hash over the names and contents of the files; equal content, equal hash.
+        parents: name -> id of each artifact that this one was made from.
+        files: path inside the folder -> {"sha256": hex, "bytes": size}.
+        details: what else the writer wants a reader to know (counts, encoder, metrics).
+    """
+
+    kind: str
+    id: str
+    key: str
+    content: str
+    parents: dict[str, str] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+def filesystem(path: str) -> tuple[fs.FileSystem, str]:
+    """Give the pyarrow file system and the path inside it for a local path or a URI.
+
+    Raises:
+        ConfigError: the URI's scheme is unknown to pyarrow.
+    """
+    if "://" not in path:
+        return fs.LocalFileSystem(), os.path.abspath(path)
+    try:
+        found, inner = fs.FileSystem.from_uri(path)
+    except Exception as error:
+        raise ConfigError(
+            f'cannot open storage at "{path}": {error}\n'
+            "expected a local path, s3://bucket/path or gs://bucket/path"
+        ) from error
+    return found, inner
+
+
+def is_local(path: str) -> bool:
+    """Tell whether a path is on a file system of this machine."""
+    return "://" not in path or path.startswith("file://")
+
+
+def join(base: str, *parts: str) -> str:
+    """Join path parts with `/`, for local paths and URIs alike."""
+    return "/".join([base.rstrip("/") or "/", *(part.strip("/") for part in parts)])
+
+
+def exists(path: str) -> bool:
+    """Tell whether a file or folder is there."""
+    system, inner = filesystem(path)
+    return bool(system.get_file_info(inner).type != fs.FileType.NotFound)
+
+
+def read_bytes(path: str) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    system, inner = filesystem(path)
+    with system.open_input_stream(inner) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a whole file; on a local disk it appears whole or not at all."""
+    system, inner = filesystem(path)
+    system.create_dir(os.path.dirname(inner), recursive=True)
+    if isinstance(system, fs.LocalFileSystem):
+        temporary = f"{inner}.{uuid.uuid4().hex}.tmp"
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, inner)
+    else:
+        with system.open_output_stream(inner) as stream:
+            stream.write(data)
+
+
+def read_json(path: str) -> Any:
+    """Read a JSON file."""
+    return json.loads(read_bytes(path))
+
+
+def write_json(path: str, value: object) -> None:
+    """Write a JSON file with sorted keys, so that equal values give equal bytes."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, text.encode("utf-8") + b"\n")
+
+
+def list_files(path: str) -> list[str]:
+    """List the files below a folder as sorted paths relative to it; empty if it is not there."""
+    system, inner = filesystem(path)
+    selector = fs.FileSelector(inner, recursive=True, allow_not_found=True)
+    found = [info for info in system.get_file_info(selector) if info.type == fs.FileType.File]
+    return sorted(os.path.relpath(info.path, inner) for info in found)
+
+
+def remove(path: str) -> None:
+    """Remove a file or a folder with all it holds; nothing happens if it is not there."""
+    system, inner = filesystem(path)
+    kind = system.get_file_info(inner).type
+    if kind == fs.FileType.File:
+        system.delete_file(inner)
+    elif kind == fs.FileType.Directory:
+        system.delete_dir(inner)
+
+
+def hash_values(*values: object) -> str:
+    """Hash JSON-like values; equal values give equal hashes on every machine."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def hash_file(path: str) -> tuple[str, int]:
+    """Give the SHA-256 of a file as hex and its size in bytes."""
+    system, inner = filesystem(path)
+    digest, size = hashlib.sha256(), 0
+    with system.open_input_stream(inner) as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+            size += len(chunk)
+    return digest.hexdigest(), size
+
+
+@contextmanager
+def write_artifact(
+    path: str, *, kind: str, key: str, parents: Mapping[str, str] | None = None
+) -> Iterator["ArtifactWriter"]:
+    """Write an artifact whole or not at all.
+
+    The body writes files below `writer.path`. If it ends well, the files are hashed, the manifest
+    is written and the folder takes its place; an artifact already there loses its manifest first.
+    If the body raises, nothing is left of it.
+
+    Raises:
+        ArtifactError: the place cannot be written to.
+    """
+    local = is_local(path)
+    work = f"{path.rstrip('/')}.writing-{uuid.uuid4().hex[:8]}" if local else path
+    try:
+        if not local:
+            remove(join(path, MANIFEST))
+            remove(path)
+        system, inner = filesystem(work)
+        system.create_dir(inner, recursive=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {kind} at {path}: {error}\n"
+            "give a folder that can be written to (run.workdir)"
+        ) from error
+    writer = ArtifactWriter(work)
+    try:
+        yield writer
+        files = {
+            name: dict(zip(("sha256", "bytes"), hash_file(join(work, name)), strict=True))
+            for name in list_files(work)
+        }
+        manifest = Manifest(
+            kind=kind,
+            id=uuid.uuid4().hex,
+            key=key,
+            content=hash_values({name: value["sha256"] for name, value in files.items()}),
+            parents=dict(parents or {}),
+            files=files,
+            details=writer.details,
+        )
+        write_json(join(work, MANIFEST), asdict(manifest))
+        if local:
+            _replace_folder(work, path)
+    except BaseException:
+        remove(join(work, MANIFEST))
+        remove(work)
+        raise
+
+
+class ArtifactWriter:
+    """Where an artifact is being written, and the details that its manifest will carry."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.details: dict[str, Any] = {}
+
+    def join(self, *parts: str) -> str:
+        """Give the path of a file inside the artifact."""
+        return join(self.path, *parts)
+
+
+def find_manifest(path: str) -> Manifest | None:
+    """Read an artifact's manifest; None where there is no committed artifact.
+
+    Raises:
+        ArtifactError: the manifest cannot be read as one.
+    """
+    try:
+        raw = read_bytes(join(path, MANIFEST))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        manifest = Manifest(**json.loads(raw))
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"{join(path, MANIFEST)} is damaged: {error}\nremove {path} and run again"
+        ) from error
+    if manifest.format_version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has format version {manifest.format_version}, expected {FORMAT_VERSION}\n"
+            f"remove {path} and run again, or read it with the mtrec that wrote it"
+        )
+    return manifest
+
+
+def read_manifest(path: str, kind: str) -> Manifest:
+    """Read the manifest of an artifact that must be there.
+
+    Raises:
+        ArtifactError: there is none, or it is of another kind.
+    """
+    manifest = find_manifest(path)
+    if manifest is None:
+        raise ArtifactError(
+            f"{path} holds no {kind}: no {MANIFEST} found\n"
+            f"run the stage that makes it, or give the folder of a {kind}"
+        )
+    if manifest.kind != kind:
+        raise ArtifactError(f"{path} holds a {manifest.kind}, expected a {kind}")
+    return manifest
+
+
+def verify(path: str, manifest: Manifest, *, hashes: bool | None = None) -> None:
+    """Check that an artifact's files are those that its manifest names.
+
+    Args:
+        path: the artifact's folder.
+        manifest: its manifest.
+        hashes: check contents too; by default only up to `HASH_CHECK_BYTES` in all.
+
+    Raises:
+        ArtifactError: a file is missing or differs; all such files are named.
+    """
+    total = sum(entry["bytes"] for entry in manifest.files.values())
+    check_hashes = total <= HASH_CHECK_BYTES if hashes is None else hashes
+    problems = []
+    system, inner = filesystem(path)
+    for name, entry in manifest.files.items():
+        info = system.get_file_info(f"{inner}/{name}")
+        if info.type != fs.FileType.File:
+            problems.append(f"{name} is missing")
+        elif info.size != entry["bytes"]:
+            problems.append(f"{name} has {info.size} bytes, expected {entry['bytes']}")
+        elif check_hashes and hash_file(join(path, name))[0] != entry["sha256"]:
+            problems.append(f"{name} has another SHA-256 than when it was written")
+    if problems:
+        shown = "; ".join(problems[:3]) + (f"; {len(problems) - 3} more" if problems[3:] else "")
+        raise ArtifactError(
+            f"{manifest.kind} at {path} is damaged: {shown}\n"
+            f"remove {path} and run again to make it anew"
+        )
+
+
+def remove_leftovers(path: str) -> list[str]:
+    """Remove what interrupted writes left beside or at an artifact's place; give what went."""
+    gone = []
+    if is_local(path):
+        parent, name = os.path.split(os.path.abspath(path))
+        for entry in sorted(os.listdir(parent)) if os.path.isdir(parent) else []:
+            if entry.startswith((f"{name}.writing-", f"{name}.old-")):
+                shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
+                gone.append(os.path.join(parent, entry))
+    if exists(path) and find_manifest(path) is None:
+        remove(path)
+        gone.append(path)
+    return gone
+
+
+def _replace_folder(work: str, path: str) -> None:
+    """Move a finished folder into its place; the old one loses its manifest first."""
+    if os.path.exists(path):
+        remove(join(path, MANIFEST))
+        old = f"{path.rstrip('/')}.old-{uuid.uuid4().hex[:8]}"
+        os.rename(path, old)
+        os.rename(work, path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        os.rename(work, path)
