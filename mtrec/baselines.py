@@ -1,0 +1,581 @@
+"""Classical recommenders under the model's protocol: what a model must beat to be worth its cost.
+
+Each is fitted on the events that it is given (the caller cuts them off before the split), scores
+whole users against the whole catalogue, and is tuned on validation over a small fixed grid. They
+see what the model sees: a user's history, never its id. Pure NumPy and SciPy, and `implicit` for
+the factorisation. `evaluate.py` fits and reports them; nothing here reads files.
+
+Shapes: B users, N rows of the item vocabulary (row 0 padding, row 1 unknown), P rows.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from implicit.cpu.als import AlternatingLeastSquares
+from numpy.typing import NDArray
+from scipy import linalg, sparse
+from threadpoolctl import threadpool_limits
+
+from mtrec import metrics
+from mtrec.data.histories import SPLITS, Histories
+
+Settings = Mapping[str, float]
+Scores = NDArray[np.float32]
+
+DENSE_BASELINES = frozenset({"ease"})
+"""Baselines whose cost grows with the square of the catalogue or worse."""
+RANKING_BASELINES = (
+    "random",
+    "popularity",
+    "recent_popularity",
+    "bigram",
+    "itemknn",
+    "ease",
+    "ials",
+)
+POINTWISE_BASELINES = ("mean", "bias")
+
+GRIDS: dict[str, list[dict[str, float]]] = {
+    "recent_popularity": [{"half_life": share} for share in (0.02, 0.05, 0.1, 0.2, 0.4)],
+    "itemknn": [
+        {"neighbours": neighbours, "shrink": shrink}
+        for neighbours in (50, 100, 200, 400)
+        for shrink in (0, 20)
+    ],
+    "ease": [{"reg": reg} for reg in (50, 100, 200, 500, 1000)],
+    # A higher alpha wants a higher reg, so the grid follows that line.
+    "ials": [
+        {"factors": factors, "alpha": alpha, "reg": reg}
+        for factors in (32, 64, 128)
+        for alpha, reg in ((2, 10), (5, 30), (10, 60), (20, 60))
+    ],
+    "bias": [
+        {"reg_user": reg_user, "reg_item": reg_item}
+        for reg_user in (2, 5, 10, 20)
+        for reg_item in (1, 2, 5, 10)
+    ],
+}
+"""Settings that are tried; baselines without an entry have nothing to tune."""
+
+_BLOCK = 1 << 24
+
+
+class RankingBaseline(Protocol):
+    """Scores every item for users that are given by their history."""
+
+    def score_users(self, histories: Histories) -> Scores:
+        """Give (B, N) float32 scores, higher is better; rows 0 and 1 mean nothing."""
+        ...
+
+
+class PointwiseBaseline(Protocol):
+    """Predicts the label of single (user, item) pairs."""
+
+    def predict(self, user: NDArray[np.int64], item_index: NDArray[np.int32]) -> metrics.Floats:
+        """Give (P,) predictions; `user` are positions in the histories that it was fitted on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What tuning chose, by which figure, and all that was tried."""
+
+    settings: dict[str, float]
+    value: float
+    tried: int
+
+
+# ---- fitting and tuning -------------------------------------------------------------------------
+
+
+def fit_ranking(
+    name: str, histories: Histories, num_items: int, *, seed: int, settings: Settings
+) -> RankingBaseline:
+    """Fit a baseline of `RANKING_BASELINES` on all the events that are given.
+
+    Args:
+        name: which one.
+        histories: the events that may be known, and no others.
+        num_items: N.
+        seed: decides `random` and the first factors of `ials`.
+        settings: a value for each key of the baseline's grid.
+    """
+    match name:
+        case "random":
+            return Random(num_items, seed)
+        case "popularity":
+            return Popularity(item_counts(histories, num_items))
+        case "recent_popularity":
+            return Popularity(_decayed_counts(histories, num_items, settings["half_life"]))
+        case "bigram":
+            return Bigram(histories, num_items)
+        case "itemknn":
+            fitted: RankingBaseline = ItemKNN(
+                histories, num_items, int(settings["neighbours"]), settings["shrink"]
+            )
+        case "ease":
+            fitted = Ease(histories, num_items, settings["reg"])
+        case "ials":
+            fitted = Ials(
+                histories,
+                num_items,
+                factors=int(settings["factors"]),
+                alpha=settings["alpha"],
+                reg=settings["reg"],
+                seed=seed,
+            )
+        case _:
+            raise AssertionError(f"unknown ranking baseline {name}")
+    return _PopularWithoutHistory(fitted, item_counts(histories, num_items))
+
+
+def fit_pointwise(
+    name: str, histories: Histories, task: str, num_items: int, *, settings: Settings
+) -> PointwiseBaseline:
+    """Fit a baseline of `POINTWISE_BASELINES` on all labels of a task that are given."""
+    known = np.isfinite(histories.labels[task])
+    user, item = histories.event_user[known], histories.item_index[known]
+    label = histories.labels[task][known].astype(np.float64)
+    match name:
+        case "mean":
+            return Bias(float(label.mean()) if len(label) else 0.0, np.zeros(0), np.zeros(0))
+        case "bias":
+            return Bias.fit(
+                user,
+                item,
+                label,
+                num_users=len(histories),
+                num_items=num_items,
+                reg_user=settings["reg_user"],
+                reg_item=settings["reg_item"],
+            )
+    raise AssertionError(f"unknown pointwise baseline {name}")
+
+
+def tune_ranking(
+    name: str, histories: Histories, num_items: int, *, k: int, seed: int
+) -> tuple[Tuned, NDArray[np.int32]]:
+    """Choose a ranking baseline's settings by NDCG@k on validation.
+
+    Args:
+        name: which baseline.
+        histories: events of all splits; it is fitted on train and looks at validation.
+        num_items: N.
+        k: length of the lists.
+        seed: as in `fit_ranking`.
+
+    Returns:
+        What was chosen (the first of equals; without validation events the middle of the grid), and
+        the lists for validation under it: (U, k) int32.
+    """
+    known = histories.before("validation")
+    relevance = relevant_items(histories, "validation", num_items)
+    options = GRIDS.get(name, [{}])
+    if not relevance.count.any():
+        chosen = options[len(options) // 2]
+        return Tuned(chosen, float("nan"), 0), np.zeros((len(histories), k), np.int32)
+    best = Tuned({}, -np.inf, len(options))
+    lists = np.zeros((0, k), np.int32)
+    for settings in options:
+        model = fit_ranking(name, known, num_items, seed=seed, settings=settings)
+        ranked = rank(model, known, num_items, k=k)
+        value = float(np.nanmean(metrics.ndcg(relevance.hits(ranked), relevance.count)))
+        if value > best.value:
+            best, lists = Tuned(settings, value, len(options)), ranked
+    return best, lists
+
+
+def tune_pointwise(
+    name: str, histories: Histories, task: str, num_items: int, *, kind: str
+) -> Tuned:
+    """Choose a pointwise baseline's settings on validation, by RMSE or, if binary, by log loss."""
+    known = histories.before("validation")
+    rows = labelled_rows(histories, task, "validation")
+    options = GRIDS.get(name, [{}])
+    if len(rows) == 0:
+        return Tuned(options[len(options) // 2], float("nan"), 0)
+    truth = histories.labels[task][rows].astype(np.float64)
+    metric = metrics.logloss if kind == "binary" else metrics.rmse
+    best = Tuned({}, np.inf, len(options))
+    for settings in options:
+        model = fit_pointwise(name, known, task, num_items, settings=settings)
+        prediction = model.predict(histories.event_user[rows], histories.item_index[rows])
+        value = float(metric(truth, clip_prediction(prediction, kind), None))
+        if value < best.value:
+            best = Tuned(settings, value, len(options))
+    return best
+
+
+def clip_prediction(
+    prediction: metrics.Floats, kind: str, low: float = -np.inf, high: float = np.inf
+) -> metrics.Floats:
+    """Keep predictions where labels can be: probabilities within [0.01, 0.99], else [low, high]."""
+    return np.clip(prediction, 0.01, 0.99) if kind == "binary" else np.clip(prediction, low, high)
+
+
+# ---- the protocol -------------------------------------------------------------------------------
+
+
+def relevant_items(histories: Histories, split: str, num_items: int) -> metrics.Relevance:
+    """Give what lists for `split` are judged by: each user's items there that are new to it.
+
+    Items of a user's earlier events are masked in every list, so they are no relevant items.
+    """
+    position = SPLITS.index(split)
+    user, item = histories.event_user, histories.item_index
+    pair = user * np.int64(num_items) + item
+    held_out = histories.split == position
+    seen = np.isin(pair, np.unique(pair[histories.split < position])) & (item >= 2)
+    keep = held_out & ~seen
+    return metrics.Relevance.from_pairs(
+        user[keep], item[keep], num_users=len(histories), num_items=num_items
+    )
+
+
+def labelled_rows(histories: Histories, task: str, split: str) -> NDArray[np.int64]:
+    """Give the positions of the events of a split that have the task's label and a known item."""
+    held_out = histories.split == SPLITS.index(split)
+    return np.flatnonzero(held_out & np.isfinite(histories.labels[task]))
+
+
+def rank(
+    model: RankingBaseline, histories: Histories, num_items: int, *, k: int
+) -> NDArray[np.int32]:
+    """Give each user's best k items among those not in its history: (U, k) int32, padded with 0.
+
+    Best first, ties by item position; the whole catalogue is scored, block by block.
+    """
+    ranked = np.zeros((len(histories), k), np.int32)
+    size = max(1, _BLOCK // num_items)
+    for start in range(0, len(histories), size):
+        block = histories.rows(np.arange(start, min(start + size, len(histories))))
+        scores = model.score_users(block).astype(np.float32, copy=True)
+        scores[:, :2] = -np.inf
+        scores[block.event_user, block.item_index] = -np.inf
+        ranked[start : start + len(block)] = top_k(scores, k)
+    return ranked
+
+
+def top_k(scores: Scores, k: int) -> NDArray[np.int32]:
+    """Give the columns of the k largest finite scores of each row, ties by position: (B, k) int32.
+
+    Rows with fewer than k finite scores are padded with 0.
+    """
+    k_there = min(k, scores.shape[1])
+    bound = -np.partition(-scores, k_there - 1, axis=1)[:, k_there - 1 : k_there]
+    above = scores > bound
+    tied = scores == bound
+    room = k_there - above.sum(1, keepdims=True)
+    chosen = above | (tied & (np.cumsum(tied, axis=1) <= room))
+    columns = np.nonzero(chosen)[1].reshape(len(scores), k_there)
+    values = np.take_along_axis(scores, columns, axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    best = np.take_along_axis(columns, order, axis=1)
+    best[~np.isfinite(np.take_along_axis(values, order, axis=1))] = 0
+    return np.pad(best, ((0, 0), (0, k - k_there))).astype(np.int32)
+
+
+def interaction_matrix(histories: Histories, num_items: int) -> sparse.csr_array:
+    """Give who touched what: (U, N) float32, 1 where a user has a known item in its history."""
+    known = histories.item_index >= 2
+    user, item = histories.event_user[known], histories.item_index[known]
+    shape = (len(histories), num_items)
+    matrix = sparse.csr_array((np.ones(len(user), np.float32), (user, item)), shape=shape)
+    matrix.sum_duplicates()
+    matrix.data[:] = 1.0
+    return matrix
+
+
+def item_counts(histories: Histories, num_items: int) -> NDArray[np.int64]:
+    """Count the events of each item: (N,); rows 0 and 1 are 0."""
+    counts = np.bincount(histories.item_index, minlength=num_items).astype(np.int64)
+    counts[:2] = 0
+    return counts
+
+
+# ---- ranking baselines --------------------------------------------------------------------------
+
+
+class Random:
+    """A random order for each user, from the seed and the user's id: the level of chance."""
+
+    def __init__(self, num_items: int, seed: int) -> None:
+        self._num_items = num_items
+        self._seed = seed
+
+    def score_users(self, histories: Histories) -> Scores:
+        """Give (B, N) scores in [0, 1)."""
+        rows = [
+            np.random.default_rng([self._seed, zlib.crc32(str(user).encode())]).random(
+                self._num_items, np.float32
+            )
+            for user in histories.user_ids
+        ]
+        return np.stack(rows) if rows else np.zeros((0, self._num_items), np.float32)
+
+
+class Popularity:
+    """The same order for everyone: by number of events, perhaps with recent ones counting more."""
+
+    def __init__(self, counts: NDArray[np.generic]) -> None:
+        self._counts = counts.astype(np.float32)
+
+    def score_users(self, histories: Histories) -> Scores:
+        """Give the counts, once for each user: (B, N)."""
+        return np.broadcast_to(self._counts, (len(histories), len(self._counts)))
+
+
+class Bigram:
+    """First-order Markov counts: what followed the user's last item most often.
+
+    score(j) = #(i, j adjacent in a history) + #j / (max #j + 1), i the last item; the second term
+    is below 1, so popularity only orders what the counts leave equal, and is all there is after an
+    item that nothing followed.
+    """
+
+    def __init__(self, histories: Histories, num_items: int) -> None:
+        item, user = histories.item_index, histories.event_user
+        adjacent = (user[1:] == user[:-1]) & (item[1:] >= 2) & (item[:-1] >= 2)
+        before, after = item[:-1][adjacent], item[1:][adjacent]
+        self._follows = sparse.csr_array(
+            (np.ones(len(before), np.float32), (before, after)), shape=(num_items, num_items)
+        )
+        counts = item_counts(histories, num_items)
+        self._popularity = (counts / (counts.max(initial=0) + 1.0)).astype(np.float32)
+
+    def score_users(self, histories: Histories) -> Scores:
+        """Give (B, N) scores from the last event of each history."""
+        last = np.zeros(len(histories), np.int64)
+        some = np.diff(histories.offsets) > 0
+        last[some] = histories.item_index[histories.offsets[1:][some] - 1]
+        return np.asarray(self._follows[last].toarray() + self._popularity)
+
+
+class ItemKNN:
+    """Cosine similarity between items, each keeping its nearest neighbours.
+
+    sim(i, j) = n_ij / (sqrt(n_i n_j) + shrink), n_ij users with both; score(j) = sum over the
+    history's items i of sim(j, i), i among j's nearest (Deshpande & Karypis 2004; the shrink term
+    as in Bell & Koren 2007).
+    """
+
+    def __init__(
+        self, histories: Histories, num_items: int, neighbours: int, shrink: float
+    ) -> None:
+        matrix = interaction_matrix(histories, num_items)
+        root = np.sqrt(np.asarray(matrix.sum(0), np.float64))
+        by_item = matrix.T.tocsr()
+        # Block by block, so that memory stays bounded whatever the catalogue.
+        size = max(1, _BLOCK // num_items)
+        blocks = []
+        for start in range(0, num_items, size):
+            both = (by_item[start : start + size] @ matrix).tocoo()
+            row, column = both.coords
+            similarity = both.data / (root[row + start] * root[column] + shrink)
+            similarity[row + start == column] = 0.0
+            keep = _largest_per_row(row, column, similarity, neighbours)
+            shape = (both.shape[0], num_items)
+            kept = (similarity[keep].astype(np.float32), (row[keep], column[keep]))
+            blocks.append(sparse.csr_array(kept, shape=shape))
+        self._transposed = sparse.vstack(blocks).T.tocsr()
+        self._num_items = num_items
+
+    def score_users(self, histories: Histories) -> Scores:
+        """Give (B, N) sums of similarities to the history."""
+        rows = interaction_matrix(histories, self._num_items)
+        return np.asarray((rows @ self._transposed).toarray())
+
+
+class Ease:
+    """EASE, a linear autoencoder with a zero diagonal, in closed form (Steck 2019, equation 8).
+
+    P = (X'X + reg I)^-1, B = I - P diag(1 / P), scores X B. With fewer users than items the inverse
+    is taken on the users' side, (X'X + reg I)^-1 = (I - X' (XX' + reg I)^-1 X) / reg, which is the
+    same matrix at the cost of the smaller side.
+    """
+
+    def __init__(self, histories: Histories, num_items: int, reg: float) -> None:
+        matrix = interaction_matrix(histories, num_items)
+        self._num_items = num_items
+        self._matrix = matrix
+        self._reg = reg
+        self._inner: NDArray[np.float64] | None = None
+        if matrix.shape[0] < num_items:
+            self._inner = _inverse((matrix @ matrix.T).toarray(), reg)
+            weighted = matrix.T @ self._inner
+            through = np.asarray(matrix.T.multiply(weighted).sum(1), np.float64)
+            self._diagonal = (1.0 - through) / reg
+        else:
+            inverse = _inverse((matrix.T @ matrix).toarray(), reg)
+            self._diagonal = np.diag(inverse).copy()
+            self._weights = (-inverse / self._diagonal).astype(np.float32)
+            np.fill_diagonal(self._weights, 0.0)
+
+    def score_users(self, histories: Histories) -> Scores:
+        """Give (B, N) reconstructions of the history."""
+        rows = interaction_matrix(histories, self._num_items)
+        if self._inner is None:
+            return np.asarray(rows @ self._weights, np.float32)
+        dense = rows.toarray().astype(np.float64)
+        through = ((rows @ self._matrix.T) @ self._inner) @ self._matrix
+        projected = (dense - through) / self._reg
+        return np.asarray(dense - projected / self._diagonal, np.float32)
+
+
+class Ials:
+    """Matrix factorisation of implicit feedback by alternating least squares (Hu et al. 2008).
+
+    Minimises sum_ui c_ui (p_ui - x_u'y_i)^2 + reg (|X|^2 + |Y|^2), c = alpha where a user touched
+    an item and 1 elsewhere; `implicit` does the work. A user's vector is solved for from its
+    history, so users need not be among those it was fitted on.
+    """
+
+    def __init__(
+        self,
+        histories: Histories,
+        num_items: int,
+        *,
+        factors: int,
+        alpha: float,
+        reg: float,
+        seed: int,
+        iterations: int = 15,
+    ) -> None:
+        self._num_items = num_items
+        self._model = AlternatingLeastSquares(
+            factors=factors,
+            alpha=alpha,
+            regularization=reg,
+            iterations=iterations,
+            num_threads=_NUM_THREADS,
+            random_state=seed,
+        )
+        with threadpool_limits(1, "blas"):
+            self._model.fit(self._matrix(histories), show_progress=False)
+
+    def score_users(self, histories: Histories) -> Scores:
+        """Give (B, N) inner products of users, solved for from their histories, and items."""
+        with threadpool_limits(1, "blas"):
+            users = self._model.recalculate_user(np.arange(len(histories)), self._matrix(histories))
+            return np.asarray(users @ self._model.item_factors.T, np.float32)
+
+    def _matrix(self, histories: Histories) -> sparse.csr_matrix:
+        """Give the matrix in the old SciPy class, the one that `implicit` knows."""
+        return sparse.csr_matrix(interaction_matrix(histories, self._num_items))
+
+
+class _PopularWithoutHistory:
+    """A personal baseline, and popularity for users without one known event."""
+
+    def __init__(self, fitted: RankingBaseline, counts: NDArray[np.int64]) -> None:
+        self._fitted = fitted
+        self._counts = counts
+
+    def score_users(self, histories: Histories) -> Scores:
+        scores = self._fitted.score_users(histories)
+        known = np.bincount(
+            histories.event_user[histories.item_index >= 2], minlength=len(histories)
+        )
+        scores[known == 0] = self._counts
+        return scores
+
+
+# ---- baselines for labels -----------------------------------------------------------------------
+
+
+class Bias:
+    """A mean, and how far each user and item is from it: mu + b_u + b_i.
+
+    Minimises sum (y - mu - b_u - b_i)^2 + reg_user |b_u|^2 + reg_item |b_i|^2 by alternating exact
+    steps (Koren 2009, section 2.1); users and items without a label have offset 0. For a binary
+    label it is a linear probability model, to be clipped.
+    """
+
+    def __init__(self, mean: float, user: metrics.Floats, item: metrics.Floats) -> None:
+        self.mean = mean
+        self.user = user
+        self.item = item
+
+    @classmethod
+    def fit(
+        cls,
+        user: NDArray[np.int64],
+        item: NDArray[np.int32],
+        label: metrics.Floats,
+        *,
+        num_users: int,
+        num_items: int,
+        reg_user: float,
+        reg_item: float,
+        iterations: int = 20,
+    ) -> "Bias":
+        """Fit on labels (P,) of users and items (P,)."""
+        mean = float(label.mean()) if len(label) else 0.0
+        per_user = np.bincount(user, minlength=num_users) + reg_user
+        per_item = np.bincount(item, minlength=num_items) + reg_item
+        b_user, b_item = np.zeros(num_users), np.zeros(num_items)
+        for _ in range(iterations):
+            rest = label - mean - b_user[user]
+            b_item = np.bincount(item, rest, minlength=num_items) / per_item
+            b_item[:2] = 0.0
+            rest = label - mean - b_item[item]
+            b_user = np.bincount(user, rest, minlength=num_users) / per_user
+        return cls(mean, b_user, b_item)
+
+    def predict(self, user: NDArray[np.int64], item_index: NDArray[np.int32]) -> metrics.Floats:
+        """Give (P,) predictions, not clipped."""
+        prediction = np.full(len(user), self.mean)
+        if len(self.user):
+            prediction += self.user[user] + self.item[item_index]
+        return prediction
+
+
+# ---- parts --------------------------------------------------------------------------------------
+
+# Small problems: two threads gain, more only wait for each other, and neither changes a result.
+_NUM_THREADS = 2
+
+
+def _decayed_counts(histories: Histories, num_items: int, half_life: float) -> metrics.Floats:
+    """Count events with weight 2^(-age / half-life), the half-life a share of the time spanned.
+
+    Without times every event counts 1.
+    """
+    time, item = histories.timestamp, histories.item_index
+    known = np.isfinite(time)
+    if not known.any():
+        return item_counts(histories, num_items).astype(np.float64)
+    latest, first = time[known].max(), time[known].min()
+    age = (latest - np.where(known, time, first)) / max(latest - first, 1.0)
+    weighted = np.bincount(item, np.exp2(-age / half_life), minlength=num_items)
+    weighted[:2] = 0.0
+    return weighted.astype(np.float64)
+
+
+def _largest_per_row(
+    row: NDArray[np.int32], column: NDArray[np.int32], value: metrics.Floats, keep: int
+) -> NDArray[np.int64]:
+    """Give the positions of each row's `keep` largest values, of equals the first columns."""
+    order = np.lexsort((column, -value, row))
+    ordered = row[order]
+    starts = np.searchsorted(ordered, ordered, side="left")
+    return order[np.arange(len(order)) - starts < keep]
+
+
+def _inverse(gram: NDArray[np.float32], reg: float) -> NDArray[np.float64]:
+    """Invert a Gram matrix plus reg on the diagonal, by Cholesky."""
+    full = gram.astype(np.float64)
+    full[np.diag_indices_from(full)] += reg
+    lower = linalg.cholesky(full, lower=True, overwrite_a=True, check_finite=False)
+    inverse, info = linalg.lapack.dpotri(lower, lower=1, overwrite_c=1)
+    assert info == 0, "the matrix is positive definite by construction"
+    return np.asarray(np.tril(inverse) + np.tril(inverse, -1).T)
+
+
+def order_of(names: Sequence[str]) -> list[str]:
+    """Sort baseline names as this module lists them."""
+    known = (*RANKING_BASELINES, *POINTWISE_BASELINES)
+    return sorted(names, key=known.index)
