@@ -75,7 +75,7 @@ def is_local(path: str) -> bool:
 
 def join(base: str, *parts: str) -> str:
     """Join path parts with `/`, for local paths and URIs alike."""
-    return "/".join([base.rstrip("/") or "/", *(part.strip("/") for part in parts)])
+    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def exists(path: str) -> bool:
@@ -171,6 +171,7 @@ def write_artifact(
         ArtifactError: the place cannot be written to.
     """
     local = is_local(path)
+    path = path.removeprefix("file://") if local else path
     work = f"{path.rstrip('/')}.writing-{uuid.uuid4().hex[:8]}" if local else path
     try:
         if not local:
@@ -296,6 +297,7 @@ def remove_leftovers(path: str) -> list[str]:
     """Remove what interrupted writes left beside or at an artifact's place; give what went."""
     gone = []
     if is_local(path):
+        path = path.removeprefix("file://")
         parent, name = os.path.split(os.path.abspath(path))
         for entry in sorted(os.listdir(parent)) if os.path.isdir(parent) else []:
             if entry.startswith((f"{name}.writing-", f"{name}.old-")):

@@ -1,0 +1,84 @@
+"""Log lines are events, set up once; metrics are one JSON object a line."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mtrec.runlog import MetricsLog, configure_logging, event, timed
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    """Log to memory, with the logger as it is before any set-up."""
+    logger = logging.getLogger("mtrec")
+    saved = (logger.handlers[:], logger.level, logger.propagate)
+    logger.handlers[:] = []
+    yield io.StringIO()
+    logger.handlers[:], logger.level, logger.propagate = saved
+
+
+def test_an_event_is_one_line_of_keys_and_values_with_six_digits(stream: io.StringIO) -> None:
+    configure_logging(stream=stream)
+
+    event(logging.getLogger("mtrec.train"), "train.epoch", epoch=3, loss=1 / 3, best=None)
+
+    time, _, line = stream.getvalue().partition(" ")
+    assert line == "train.epoch epoch=3 loss=0.333333 best=None\n"
+    assert len(time.split(":")) == 3
+
+
+def test_set_up_twice_logs_once(stream: io.StringIO) -> None:
+    configure_logging(stream=stream)
+    configure_logging(stream=stream)
+
+    event(logging.getLogger("mtrec"), "once")
+
+    assert stream.getvalue().count("once") == 1
+
+
+def test_debug_lines_show_only_when_verbose(stream: io.StringIO) -> None:
+    configure_logging(stream=stream)
+    logging.getLogger("mtrec").debug("hidden")
+    configure_logging(verbose=True, stream=stream)
+    logging.getLogger("mtrec").debug("shown")
+
+    assert "hidden" not in stream.getvalue()
+    assert "shown" in stream.getvalue()
+
+
+def test_a_timed_stage_logs_its_start_its_end_and_what_the_body_adds(stream: io.StringIO) -> None:
+    configure_logging(stream=stream)
+
+    with timed(logging.getLogger("mtrec"), "embed") as values:
+        values["texts"] = 7
+
+    first, second = (line.partition(" ")[2] for line in stream.getvalue().splitlines())
+    assert first == "embed.start"
+    assert second == "embed.done seconds=0 texts=7"
+
+
+def test_a_stage_that_fails_is_not_logged_as_done(stream: io.StringIO) -> None:
+    configure_logging(stream=stream)
+
+    with pytest.raises(ValueError, match="boom"), timed(logging.getLogger("mtrec"), "train"):
+        raise ValueError("boom")
+
+    assert "train.done" not in stream.getvalue()
+
+
+def test_the_metrics_log_appends_one_json_object_a_line_and_makes_its_folder(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "deep" / "metrics.jsonl"
+
+    MetricsLog(str(path)).write(epoch=0, loss=2.5)
+    MetricsLog(str(path)).write(epoch=1, loss=2.25)
+
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"epoch": 0, "loss": 2.5},
+        {"epoch": 1, "loss": 2.25},
+    ]
