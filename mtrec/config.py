@@ -568,7 +568,7 @@ def parse_label(text: str) -> LabelExpression:
         )
     return LabelExpression(
         column=match["column"],
-        operator=match["operator"],  # type: ignore[arg-type]  # the pattern admits only these
+        operator=match["operator"],
         value=float(match["value"] or 0.0),
     )
 
