@@ -1,0 +1,333 @@
+"""Fitting the network: one step, one epoch, one validation pass, as plain functions.
+
+Works alone or inside a torch process group (then the losses and gradients are those of the global
+batch); knows nothing of Ray. Batches are cut by `data.windows`, identical on every worker.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mtrec.config import Config
+from mtrec.data.histories import Histories, history_batch
+from mtrec.data.windows import Windows, cut_windows, global_batches
+from mtrec.errors import DataError
+from mtrec.model.balance import (
+    constant_binary_loss,
+    constant_retrieval_loss,
+    fixed_weights,
+    weigh,
+)
+from mtrec.model.network import ModelSizes, MultiTaskModel, build_model
+from mtrec.model.objective import COLLABORATIVE, CONTENT, JointObjective, TrainingBatch
+from mtrec.model.towers import FeatureInputs, drop_rows
+
+
+@dataclass(frozen=True, slots=True)
+class UserInputs:
+    """What is known of U users besides their events, on the training device.
+
+    Attributes:
+        features: (U,) rows; `text` is empty here, see below.
+        texts: (X + 1, W) float32, distinct text vectors; row 0 is zeros (no text).
+        profile: (U,) int64, row in `texts` of the profile text.
+        behaviour: (U,) int64, row in `texts` of the behaviour text.
+    """
+
+    features: FeatureInputs
+    texts: Tensor
+    profile: Tensor
+    behaviour: Tensor
+
+    def rows(self, user: Tensor, tell: Tensor | None = None) -> FeatureInputs:
+        """Give the inputs of users (B,); where `tell` (B,) is true, with the behaviour text."""
+        row = self.profile[user]
+        if tell is not None:
+            row = torch.where(tell, self.behaviour[user], row)
+        chosen = self.features.rows(user)
+        return FeatureInputs(
+            chosen.numbers, chosen.categories, chosen.multi, self.texts[row], (row > 0).float()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Everything that fitting reads, loaded once a worker.
+
+    Attributes:
+        train: the training events.
+        cut: (U,) int64, events that the behaviour text tells; 0: no text.
+        items: inputs of the catalogue, N rows.
+        trained: (N,) float32, 1 for items with training events.
+        users: inputs of the users.
+        sizes: what the network must fit.
+        scaling: number column -> (offset, scale).
+    """
+
+    train: Histories
+    cut: NDArray[np.int64]
+    items: FeatureInputs
+    trained: Tensor
+    users: UserInputs
+    sizes: ModelSizes
+    scaling: dict[str, tuple[float, float]]
+
+
+@dataclass(slots=True)
+class TrainState:
+    """All that changes while fitting; `state_dict` is what a checkpoint holds."""
+
+    objective: JointObjective
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    factors: dict[str, float]
+    step: int = 0
+    epoch: int = 0
+    best: float = math.nan
+    best_epoch: int = -1
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def model(self) -> MultiTaskModel:
+        """The network itself."""
+        return self.objective.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give everything needed to go on: weights, optimizer, counters, RNG."""
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        self.step, self.epoch = state["step"], state["epoch"]
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.history = list(state["history"])
+
+    def export_weights(self) -> dict[str, Tensor]:
+        """Give the weights to validate and to ship: the moving average if there is one."""
+        weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        weights.update({name: value.clone() for name, value in self.average.items()})
+        return weights
+
+
+def start_state(config: Config, data: TrainingData, device: torch.device) -> TrainState:
+    """Build the network with weights that the seed decides, whitening and biases from the data.
+
+    Raises:
+        DataError: there is no training event to learn from.
+    """
+    if data.train.num_events == 0:
+        raise DataError(
+            "no training events: found 0 after cleaning and splitting, expected at least 1\n"
+            "look at dataset/report.json for what was set aside, and at data.split"
+        )
+    torch.manual_seed(config.run.seed)
+    model = build_model(config.model, config.tasks, data.sizes)
+    trained = data.trained > 0
+    model.items.content.fit_whitening(data.items.text[trained & (data.items.has_text > 0)])
+    model.users.fit_whitening(data.users.texts[1:])
+    _start_at_means(model, data)
+    objective = JointObjective(model, config.tasks, config.model).to(device)
+    return TrainState(
+        objective=objective,
+        wrapped=objective,
+        optimizer=_optimizer(objective, config),
+        average={},
+        factors=_loss_factors(config, data),
+    )
+
+
+def epoch_batches(
+    config: Config, data: TrainingData, epoch: int, *, rank: int, num_workers: int
+) -> Iterator[TrainingBatch]:
+    """Yield this worker's share of every global batch of an epoch."""
+    rng = np.random.default_rng([config.run.seed, 1, epoch])
+    windows = cut_windows(data.train.offsets, config.model.history.length, data.cut, rng)
+    device = data.trained.device
+    for number, batch in enumerate(
+        global_batches(windows, config.train.batch_size, num_workers, rng)
+    ):
+        # The same rows are dropped on every worker: they share one catalogue in a step.
+        generator = torch.Generator().manual_seed(
+            int(np.random.default_rng([config.run.seed, 2, epoch, number]).integers(2**62))
+        )
+        trained_N = drop_rows(data.trained, config.model.id_dropout, generator)
+        yield make_batch(
+            data, batch.rows(slice(rank, None, num_workers)), trained_N=trained_N, device=device
+        )
+
+
+def make_batch(
+    data: TrainingData, windows: Windows, *, trained_N: Tensor, device: torch.device
+) -> TrainingBatch:
+    """Turn windows into the tensors of one step."""
+    arrays = history_batch(data.train, windows.start, windows.stop, scaling=data.scaling)
+    width = arrays["item"].shape[1]
+    event = windows.start[:, None] + np.arange(width)[None, :]
+    inside = event < windows.stop[:, None]
+    event = np.where(inside, event, 0)
+    labels = {
+        name: torch.from_numpy(np.where(inside, values[event], np.float32(np.nan))).to(device)
+        for name, values in data.train.labels.items()
+    }
+    user = torch.from_numpy(windows.user).to(device)
+    tell = torch.from_numpy(windows.tell).to(device)
+    return TrainingBatch(
+        history={name: torch.from_numpy(values).to(device) for name, values in arrays.items()},
+        users=data.users.rows(user, tell),
+        labels=labels,
+        trained=trained_N,
+        items=data.items,
+    )
+
+
+def train_step(state: TrainState, batch: TrainingBatch, config: Config) -> dict[str, float]:
+    """Take one step on the global batch of which this worker holds `batch`.
+
+    Returns:
+        Each loss's mean over the global batch.
+
+    Raises:
+        DataError: a loss is not finite; names the task. The weights are as before the step.
+    """
+    state.wrapped.train()
+    sums = state.wrapped(batch)
+    counts = torch.stack([count for _, count in sums.values()])
+    totals = torch.stack([total for total, _ in sums.values()])
+    shown = torch.stack([totals.detach(), counts])
+    num_workers = 1
+    if torch.distributed.is_initialized():
+        num_workers = torch.distributed.get_world_size()
+        torch.distributed.all_reduce(shown)
+    means = {
+        name: float(total / count) if count > 0 else 0.0
+        for name, total, count in zip(sums, shown[0].tolist(), shown[1].tolist(), strict=True)
+    }
+    for name, mean in means.items():
+        if not math.isfinite(mean):
+            raise DataError(
+                f'the loss of task "{name}" is {mean} at step {state.step}, expected a finite '
+                "number\nlower train.learning_rate, or look for extreme values of its label"
+            )
+    # DDP averages gradients over workers; times their number that is the sum over workers.
+    losses = {
+        name: total * num_workers / shown[1, position].clamp(min=1.0)
+        for position, (name, total) in enumerate(zip(sums, totals, strict=True))
+    }
+    state.optimizer.zero_grad(set_to_none=True)
+    weigh(losses, state.factors).backward()  # type: ignore[no-untyped-call]  # torch's
+    nn.utils.clip_grad_norm_(state.objective.parameters(), config.train.clip_norm)
+    for group in state.optimizer.param_groups:
+        group["lr"] = config.train.learning_rate * min(
+            1.0, (state.step + 1) / max(1, config.train.warmup_steps)
+        )
+    state.optimizer.step()
+    state.step += 1
+    _update_average(state, config.train.ema_decay)
+    return means
+
+
+def train_epoch(
+    state: TrainState, config: Config, data: TrainingData, *, rank: int = 0, num_workers: int = 1
+) -> dict[str, float]:
+    """Take every step of one epoch; gives each loss's mean over the steps."""
+    collected: dict[str, list[float]] = {}
+    for batch in epoch_batches(config, data, state.epoch, rank=rank, num_workers=num_workers):
+        for name, value in train_step(state, batch, config).items():
+            collected.setdefault(name, []).append(value)
+    state.epoch += 1
+    return {name: float(np.mean(values)) for name, values in collected.items()}
+
+
+def _loss_factors(config: Config, data: TrainingData) -> dict[str, float]:
+    """Give each loss's factor: the task's weight over the loss of a constant predictor."""
+    weights: dict[str, float] = {}
+    constants: dict[str, float] = {}
+    counts = np.bincount(data.train.item_index, minlength=data.sizes.num_items)
+    counts[:2] = 0
+    for task in config.tasks:
+        weights[task.name] = task.weight
+        if task.kind == "retrieval":
+            weights[task.name] = task.weight * config.model.w_fused
+            weights[CONTENT] = task.weight * config.model.w_content
+            weights[COLLABORATIVE] = task.weight * config.model.w_collaborative
+            constant = constant_retrieval_loss(counts)
+            constants |= dict.fromkeys((task.name, CONTENT, COLLABORATIVE), constant)
+        elif task.kind == "binary":
+            constants[task.name] = constant_binary_loss(data.train.labels[task.name])
+        else:
+            offset, scale = data.sizes.labels[task.name]
+            labels = (data.train.labels[task.name] - offset) / scale
+            known = labels[np.isfinite(labels)]
+            constants[task.name] = max(1e-3, float(known.var())) if len(known) else 1.0
+    return fixed_weights(weights, constants)
+
+
+def _start_at_means(model: MultiTaskModel, data: TrainingData) -> None:
+    """Start every ranking head at the mean of its training labels."""
+    with torch.no_grad():
+        for task in model.ranking.tasks:
+            labels = data.train.labels[task.name]
+            known = labels[np.isfinite(labels)]
+            mean = float(known.mean()) if len(known) else 0.0
+            bias: Tensor = model.ranking.heads[task.name].bias  # type: ignore[assignment]  # Linear
+            if task.kind == "regression":
+                offset, scale = data.sizes.labels[task.name]
+                bias.fill_((mean - offset) / scale if len(known) else 0.0)
+            else:
+                share = min(max(mean, 1e-3), 1.0 - 1e-3)
+                bias.fill_(math.log(share / (1.0 - share)))
+
+
+def _optimizer(objective: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """AdamW; matrices of layers decay, embeddings, biases and norms do not."""
+    tables = {
+        id(module.weight)
+        for module in objective.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    }
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in objective.parameters():
+        (decayed if parameter.ndim >= 2 and id(parameter) not in tables else others).append(
+            parameter
+        )
+    groups = [
+        {"params": decayed, "weight_decay": config.train.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.train.learning_rate)
+
+
+def _update_average(state: TrainState, decay: float) -> None:
+    """Move the averaged weights towards the new ones; early steps count more (warm start)."""
+    if decay == 0.0:
+        return
+    now = min(decay, (1.0 + state.step) / (10.0 + state.step))
+    for name, value in state.model.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        if name in state.average:
+            state.average[name].lerp_(value, 1.0 - now)
+        else:
+            state.average[name] = value.detach().clone()

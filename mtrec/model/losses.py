@@ -1,0 +1,56 @@
+"""One masked loss per kind of task: the sum over valid examples and their count, apart.
+
+The caller divides the sum over all workers by the count over all workers, so the value does not
+depend on how a batch was cut. An absent task gives sum 0, count 0 and zero gradients, never NaN.
+
+Shape letters: P examples, N items.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class LossSum:
+    """A loss before division: `total` () float32 with gradient, `count` () float32 without."""
+
+    total: Tensor
+    count: Tensor
+
+
+def retrieval_loss(logits_PN: Tensor, target_P: Tensor) -> LossSum:
+    """Full-softmax cross-entropy: sum of -log softmax(z)_target.
+
+    Args:
+        logits_PN: (P, N) float32 over the whole catalogue; positions 0 and 1 must be -inf.
+        target_P: (P,) int64; targets 0 (padding) and 1 (unknown item) are left out.
+    """
+    valid = target_P > 1
+    losses = functional.cross_entropy(logits_PN, target_P.clamp(min=2), reduction="none")
+    return _masked(losses, valid)
+
+
+def regression_loss(prediction_P: Tensor, label_P: Tensor) -> LossSum:
+    """Squared error: sum of (prediction - label)^2; NaN labels are left out."""
+    valid = torch.isfinite(label_P)
+    difference = prediction_P - torch.where(valid, label_P, prediction_P.detach())
+    return _masked(difference**2, valid)
+
+
+def binary_loss(logit_P: Tensor, label_P: Tensor) -> LossSum:
+    """Cross-entropy of a Bernoulli: sum of -y log p - (1 - y) log(1 - p), p = sigmoid(logit).
+
+    NaN labels are left out.
+    """
+    valid = torch.isfinite(label_P)
+    labels = torch.where(valid, label_P, torch.zeros_like(label_P))
+    losses = functional.binary_cross_entropy_with_logits(logit_P, labels, reduction="none")
+    return _masked(losses, valid)
+
+
+def _masked(losses_P: Tensor, valid_P: Tensor) -> LossSum:
+    kept = torch.where(valid_P, losses_P, torch.zeros_like(losses_P))
+    return LossSum(kept.sum(), valid_P.sum().to(losses_P.dtype))

@@ -1,0 +1,345 @@
+"""`MultiTaskModel`: towers -> history -> retrieval logits, and ranking network -> task logits.
+
+One pass over a window serves every task: the state after t events predicts which item event t + 1
+is about and, for that item, its labels. Users have no id table: a user is a history with a profile
+in front, so a new user with a history is the normal case. Pure torch; no files, no Ray.
+
+Shape letters: B users or windows, T events, D width, N items, P pairs of user and item, F number
+columns of an event.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from mtrec.config import BinaryTask, ModelConfig, RegressionTask, Task, parse_label
+from mtrec.data.histories import CATEGORY, NUM_GAP_BUCKETS
+from mtrec.model.experts import SharedBottom
+from mtrec.model.history import SequenceEncoder
+from mtrec.model.towers import FeatureInputs, FeatureTower, ItemTower, ItemVectors
+
+# Events that a user's own mean must have seen before it counts half (as in biased baselines).
+_RESIDUAL_PRIOR = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class TowerSizes:
+    """Vocabulary sizes (padding and unknown included) of a table's feature columns."""
+
+    numbers: int = 0
+    categories: dict[str, int] = field(default_factory=dict)
+    multi: dict[str, int] = field(default_factory=dict)
+    text_width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """What the data decides about the network; saved with its weights.
+
+    Attributes:
+        num_items: rows of every array over items, padding and unknown included.
+        items: the items' features.
+        users: the users' features.
+        event_numbers: number columns of an event, in the order of `event_scaling`.
+        event_categories: category columns of an event -> vocabulary size.
+        context_numbers: those number columns that are known when a recommendation is asked for.
+        context_categories: likewise for categories.
+        labels: regression task -> (mean, standard deviation) of its training labels; binary task
+            -> (share of ones, 1).
+    """
+
+    num_items: int
+    items: TowerSizes
+    users: TowerSizes
+    event_numbers: list[str] = field(default_factory=list)
+    event_categories: dict[str, int] = field(default_factory=dict)
+    context_numbers: list[str] = field(default_factory=list)
+    context_categories: list[str] = field(default_factory=list)
+    labels: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give JSON-like values that `from_json` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> Self:
+        """Read what `to_json` gave."""
+        values = dict(tree)
+        values["items"] = TowerSizes(**values["items"])
+        values["users"] = TowerSizes(**values["users"])
+        values["labels"] = {name: (a, b) for name, (a, b) in values["labels"].items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class UserStates:
+    """What the model knows of users: (P, D) vectors and (P, F) mean residuals of their numbers."""
+
+    vector: Tensor
+    residual: Tensor
+
+    def rows(self, index: Tensor) -> "UserStates":
+        """Give the states at `index` (P',) int64."""
+        return UserStates(self.vector[index], self.residual[index])
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What is known when a recommendation is asked for; P rows like the pairs it goes with.
+
+    Attributes:
+        numbers: (P, C) float32 scaled, 0 where missing.
+        present: (P, C) float32, 1 where given.
+        categories: column -> (P,) int64; 0 absent, 1 unknown.
+    """
+
+    numbers: Tensor
+    present: Tensor
+    categories: Mapping[str, Tensor]
+
+
+class MultiTaskModel(nn.Module):
+    """The network; see the module's text. Build it with `build_model`."""
+
+    def __init__(
+        self,
+        *,
+        items: ItemTower,
+        users: FeatureTower,
+        history: SequenceEncoder,
+        events: "EventEmbedding",
+        ranking: "RankingNetwork",
+        p_drop_rows: float,
+    ) -> None:
+        super().__init__()
+        self.items = items
+        self.users = users
+        self.history = history
+        self.events = events
+        self.ranking = ranking
+        self.p_drop_rows = p_drop_rows
+        self.start = nn.Parameter(torch.zeros(users.dim))
+
+    def encode_items(self, items: FeatureInputs, trained_N: Tensor) -> ItemVectors:
+        """Give the vectors of the whole catalogue; see `ItemTower.forward`."""
+        vectors: ItemVectors = self.items(items, trained_N)
+        return vectors
+
+    def encode_history(
+        self, batch: Mapping[str, Tensor], users: FeatureInputs, vectors: ItemVectors
+    ) -> UserStates:
+        """Give the states after 0..T events of each window: (B, T + 1, D) and (B, T + 1, F).
+
+        Args:
+            batch: tensors of `history_batch`; T at most the history's length.
+            users: (B,) rows of user inputs; zeros where nothing is known.
+            vectors: what `encode_items` gave.
+        """
+        item_BT = batch["item"]
+        fused = vectors.fused
+        events_BTD = fused[item_BT] + self.events(batch)
+        prefix_BD = self.users(users) + self.start
+        states = self.history(prefix_BD, events_BTD)
+        return UserStates(states, self._residuals(batch))
+
+    def encode_users(
+        self, batch: Mapping[str, Tensor], users: FeatureInputs, vectors: ItemVectors
+    ) -> UserStates:
+        """Give each user's state after the last event: (B, D) and (B, F)."""
+        states = self.encode_history(batch, users, vectors)
+        row = torch.arange(len(batch["length"]), device=batch["length"].device)
+        return UserStates(
+            states.vector[row, batch["length"]], states.residual[row, batch["length"]]
+        )
+
+    def rank(
+        self, users: UserStates, item_P: Tensor, vectors: ItemVectors, context: Context
+    ) -> dict[str, Tensor]:
+        """Give each ranking task's logit for P pairs: {task: (P,)}; see `predict`.
+
+        Args:
+            users: the states of the P users.
+            item_P: (P,) int64, the items.
+            vectors: what `encode_items` gave.
+            context: P rows.
+        """
+        return self.ranking(  # type: ignore[no-any-return]  # a dict of Tensors
+            users, item_P, vectors.content[item_P], vectors.collaborative[item_P], context
+        )
+
+    def predict(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Turn logits into predictions: probabilities, or values in the label's declared range."""
+        return self.ranking.predict(logits)
+
+    def _residuals(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Mean of (number - the item's usual number) over the first 0..T events: (B, T + 1, F).
+
+        Shrunk to 0 by `_RESIDUAL_PRIOR` pseudo-events, as a user bias is in a biased baseline
+        (Koren 2010, eq. 2, estimated in turn instead of jointly).
+        """
+        usual = self.ranking.usual(batch["item"])
+        present = batch["present"]
+        total = ((batch["numbers"] - usual) * present).cumsum(1)
+        count = present.cumsum(1)
+        mean = total / (count + _RESIDUAL_PRIOR)
+        return torch.cat([torch.zeros_like(mean[:, :1]), mean], dim=1)
+
+
+class EventEmbedding(nn.Module):
+    """What an event carries besides its item: numbers, categories, time gap -> (B, T, D)."""
+
+    def __init__(self, *, dim: int, numbers: int, categories: Mapping[str, int]) -> None:
+        super().__init__()
+        self.numbers = nn.Linear(2 * numbers, dim, bias=False) if numbers else None
+        self.gap = nn.Embedding(NUM_GAP_BUCKETS, dim, padding_idx=0)
+        self.categories = nn.ModuleDict(
+            {name: nn.Embedding(size, dim, padding_idx=0) for name, size in categories.items()}
+        )
+        for table in (self.gap, *self.categories.values()):
+            nn.init.normal_(table.weight, std=0.02)  # type: ignore[arg-type]  # tables have it
+            with torch.no_grad():
+                table.weight[0].zero_()  # type: ignore[index]  # tables have it
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Embed the events of `history_batch`."""
+        result: Tensor = self.gap(batch["gap"])
+        if self.numbers is not None:
+            result = result + self.numbers(torch.cat([batch["numbers"], batch["present"]], -1))
+        for name, table in self.categories.items():
+            result = result + table(batch[CATEGORY + name])
+        return result
+
+
+class RankingNetwork(nn.Module):
+    """z = [u, e, u * e, residual, usual, context] -> experts -> one head a task.
+
+    A regression task on column f starts from the biased baseline (item's usual f plus the user's
+    mean residual) and learns the rest; its logit is in standardised label units.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[RegressionTask | BinaryTask],
+        sizes: ModelSizes,
+        *,
+        dim: int,
+        hidden: Sequence[int],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.tasks = tuple(tasks)
+        self.sizes = sizes
+        num_numbers = len(sizes.event_numbers)
+        self.usual = nn.Embedding(sizes.num_items, num_numbers)
+        nn.init.zeros_(self.usual.weight)
+        self.context = nn.ModuleDict(
+            {
+                name: nn.Embedding(sizes.event_categories[name], dim, padding_idx=0)
+                for name in sizes.context_categories
+            }
+        )
+        width = (
+            3 * dim
+            + 2 * num_numbers
+            + 2 * len(sizes.context_numbers)
+            + dim * len(sizes.context_categories)
+        )
+        names = [task.name for task in tasks]
+        self.experts = SharedBottom(input_dim=width, hidden=hidden, tasks=names, dropout=dropout)
+        self.heads = nn.ModuleDict({name: nn.Linear(self.experts.output_dim, 1) for name in names})
+        self.item_bias = nn.Embedding(sizes.num_items, len(names))
+        nn.init.zeros_(self.item_bias.weight)
+        for head in self.heads.values():
+            # The first prediction is the biased baseline alone.
+            nn.init.zeros_(head.weight)  # type: ignore[arg-type]  # a Linear
+            nn.init.zeros_(head.bias)  # type: ignore[arg-type]  # a Linear
+
+    def forward(
+        self,
+        users: UserStates,
+        item_P: Tensor,
+        content_PD: Tensor,
+        collaborative_PD: Tensor,
+        context: Context,
+    ) -> dict[str, Tensor]:
+        """Give each task's logit (P,)."""
+        if not self.tasks:
+            return {}
+        item_PD = content_PD + collaborative_PD
+        usual_PF = self.usual(item_P)
+        inputs = torch.cat(
+            [
+                users.vector,
+                item_PD,
+                users.vector * item_PD,
+                users.residual,
+                usual_PF,
+                context.numbers,
+                context.present,
+                *(table(context.categories[name]) for name, table in self.context.items()),
+            ],
+            dim=-1,
+        )
+        shared = self.experts(inputs)
+        bias = self.item_bias(item_P)
+        logits = {}
+        for position, task in enumerate(self.tasks):
+            logit = self.heads[task.name](shared[task.name])[:, 0] + bias[:, position]
+            if isinstance(task, RegressionTask):
+                column = self.sizes.event_numbers.index(parse_label(task.label).column)
+                logit = logit + usual_PF[:, column] + users.residual[:, column]
+            logits[task.name] = logit
+        return logits
+
+    def predict(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Turn logits into probabilities, or into label values clipped to their range."""
+        predictions = {}
+        for task in self.tasks:
+            logit = logits[task.name]
+            if isinstance(task, RegressionTask):
+                mean, deviation = self.sizes.labels[task.name]
+                predictions[task.name] = (mean + deviation * logit).clamp(task.min, task.max)
+            else:
+                predictions[task.name] = torch.sigmoid(logit)
+        return predictions
+
+
+def build_model(config: ModelConfig, tasks: Sequence[Task], sizes: ModelSizes) -> MultiTaskModel:
+    """Build the network of a configuration for data of these sizes; weights from torch's RNG."""
+    dim = config.embedding_dim
+
+    def tower(part: TowerSizes) -> FeatureTower:
+        return FeatureTower(
+            dim=dim,
+            numbers=part.numbers,
+            categories=part.categories,
+            multi=part.multi,
+            text_width=part.text_width,
+            text_dim=config.text_dim,
+        )
+
+    return MultiTaskModel(
+        items=ItemTower(tower(sizes.items), num_items=sizes.num_items, dim=dim),
+        users=tower(sizes.users),
+        history=SequenceEncoder(
+            dim=dim,
+            num_blocks=config.history.num_blocks,
+            num_heads=config.history.num_heads,
+            length=config.history.length,
+            dropout=config.history.dropout,
+        ),
+        events=EventEmbedding(
+            dim=dim, numbers=len(sizes.event_numbers), categories=sizes.event_categories
+        ),
+        ranking=RankingNetwork(
+            [task for task in tasks if task.kind != "retrieval"],
+            sizes,
+            dim=dim,
+            hidden=config.experts.hidden,
+            dropout=config.experts.dropout,
+        ),
+        p_drop_rows=config.id_dropout,
+    )

@@ -1,0 +1,103 @@
+"""The joint objective: one forward pass over a batch of windows gives every task's loss.
+
+Shape letters: B windows, T events, D width, N items, P valid positions (events that are targets).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mtrec.config import ModelConfig, Task
+from mtrec.data.histories import CATEGORY
+from mtrec.model.losses import LossSum, binary_loss, regression_loss, retrieval_loss
+from mtrec.model.network import Context, MultiTaskModel, UserStates
+from mtrec.model.towers import FeatureInputs, ItemVectors
+
+CONTENT, COLLABORATIVE = "content", "collaborative"
+"""Names of the retrieval losses of the parts, beside the retrieval task's own (the fused one)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """What one step needs.
+
+    Attributes:
+        history: tensors of `history_batch`, B windows.
+        users: (B,) rows of user inputs.
+        labels: task -> (B, T) float32; NaN where there is no label.
+        trained: (N,) float32, m_i after row dropout.
+        items: inputs of the catalogue.
+    """
+
+    history: dict[str, Tensor]
+    users: FeatureInputs
+    labels: dict[str, Tensor]
+    trained: Tensor
+    items: FeatureInputs
+
+
+class JointObjective(nn.Module):
+    """The model and its losses as one module, so that DDP sees one forward pass."""
+
+    def __init__(self, model: MultiTaskModel, tasks: list[Task], config: ModelConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.retrieval = next(task.name for task in tasks if task.kind == "retrieval")
+        self.ranking = [task for task in tasks if task.kind != "retrieval"]
+        self.sizes = model.ranking.sizes
+        self.with_content = config.w_content > 0 and model.items.content.has_inputs
+        self.with_collaborative = config.w_collaborative > 0
+
+    def forward(self, batch: TrainingBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Give (sum, count) of each loss; see `losses`."""
+        vectors = self.model.encode_items(batch.items, batch.trained)
+        states = self.model.encode_history(batch.history, batch.users, vectors)
+        item_BT = batch.history["item"]
+        row_P, time_P = torch.nonzero(item_BT > 1, as_tuple=True)
+        target_P = item_BT[row_P, time_P]
+        users = UserStates(states.vector[row_P, time_P], states.residual[row_P, time_P])
+        sums = self._retrieval(users.vector, target_P, vectors)
+        if self.ranking:
+            context = context_at(batch.history, self.model, row_P, time_P)
+            logits = self.model.rank(users, target_P, vectors, context)
+            for task in self.ranking:
+                label_P = batch.labels[task.name][row_P, time_P]
+                if task.kind == "regression":
+                    offset, scale = self.sizes.labels[task.name]
+                    loss = regression_loss(logits[task.name], (label_P - offset) / scale)
+                else:
+                    loss = binary_loss(logits[task.name], label_P)
+                sums[task.name] = loss
+        return {name: (loss.total, loss.count) for name, loss in sums.items()}
+
+    def _retrieval(
+        self, user_PD: Tensor, target_P: Tensor, vectors: ItemVectors
+    ) -> dict[str, LossSum]:
+        content_PN = user_PD @ vectors.content.T
+        collaborative_PN = user_PD @ vectors.collaborative.T
+        closed_N = torch.zeros_like(vectors.bias)
+        closed_N[:2] = -torch.inf
+        fused_PN = content_PN + collaborative_PN + (vectors.bias + closed_N)
+        sums = {self.retrieval: retrieval_loss(fused_PN, target_P)}
+        if self.with_content:
+            sums[CONTENT] = retrieval_loss(content_PN + closed_N, target_P)
+        if self.with_collaborative:
+            sums[COLLABORATIVE] = retrieval_loss(collaborative_PN + closed_N, target_P)
+        return sums
+
+
+def context_at(
+    history: Mapping[str, Tensor], model: MultiTaskModel, row_P: Tensor, time_P: Tensor
+) -> Context:
+    """Give the context of the events at (row, time) of a batch: what was known beforehand."""
+    sizes = model.ranking.sizes
+    chosen = [sizes.event_numbers.index(name) for name in sizes.context_numbers]
+    return Context(
+        numbers=history["numbers"][row_P, time_P][:, chosen],
+        present=history["present"][row_P, time_P][:, chosen],
+        categories={
+            name: history[CATEGORY + name][row_P, time_P] for name in sizes.context_categories
+        },
+    )

@@ -1,0 +1,152 @@
+"""Validation while fitting: full ranking and predictions on held-out events, sharded over workers.
+
+Users are evaluated with their training events as history and those items masked; the figures are
+those of `metrics.py`. Works alone or inside a torch process group. The report that users read is
+made by `evaluate.py` from a bundle, not from here.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtrec import metrics
+from mtrec.config import Config
+from mtrec.data.histories import Histories, history_batch, last_windows
+from mtrec.model.fit import TrainingData
+from mtrec.model.network import Context, MultiTaskModel, UserStates
+from mtrec.model.towers import ItemVectors
+
+# Users whose logits over the catalogue are in memory at a time.
+_BLOCK = 256
+PRIMARY = {"retrieval": "ndcg@{k}", "regression": "rmse", "binary": "auc"}
+"""The metric that stands for each kind of task; `rmse` is better when smaller."""
+
+
+def monitored(config: Config) -> tuple[str, bool]:
+    """Give the value that picks the best epoch, and whether larger is better."""
+    first = config.tasks[0]
+    name = config.train.monitor or f"{first.name}/{PRIMARY[first.kind]}"
+    name = name.format(k=config.evaluate.k)
+    return name, name.rpartition("/")[2] not in ("rmse", "mae", "mse", "logloss", "ece")
+
+
+@torch.no_grad()
+def validate(
+    model: MultiTaskModel,
+    config: Config,
+    data: TrainingData,
+    held_out: Histories,
+    *,
+    rank: int = 0,
+    num_workers: int = 1,
+) -> dict[str, float]:
+    """Give `task/metric` -> value on held-out events; empty where there are none.
+
+    Args:
+        model: the network with the weights to judge; it is put into evaluation mode.
+        config: the run.
+        data: gives the histories (training events) and the inputs.
+        held_out: the same users with the events to predict.
+        rank: this worker takes the users rank, rank + num_workers, ...
+        num_workers: workers that call this together.
+    """
+    model.eval()
+    vectors = model.encode_items(data.items, data.trained)
+    mine = np.flatnonzero(np.diff(held_out.offsets) > 0)[rank::num_workers]
+    parts = [
+        _validate_block(model, config, data, held_out, vectors, mine[begin : begin + _BLOCK])
+        for begin in range(0, len(mine), _BLOCK)
+    ]
+    if num_workers > 1:
+        gathered: list[Any] = [None] * num_workers
+        torch.distributed.all_gather_object(gathered, parts)
+        parts = [part for worker in gathered for part in worker]
+    if not parts:
+        return {}
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return _figures(config, joined)
+
+
+def _validate_block(
+    model: MultiTaskModel,
+    config: Config,
+    data: TrainingData,
+    held_out: Histories,
+    vectors: ItemVectors,
+    users: NDArray[np.int64],
+) -> dict[str, NDArray[Any]]:
+    """Give per-user ranking values and per-event predictions of some users."""
+    device = data.trained.device
+    history, wanted = data.train.rows(users), held_out.rows(users)
+    starts, stops = last_windows(history, config.model.history.length)
+    arrays = history_batch(history, starts, stops, scaling=data.scaling)
+    batch = {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
+    states = model.encode_users(batch, data.users.rows(torch.from_numpy(users).to(device)), vectors)
+    logits = states.vector @ vectors.fused.T + vectors.bias
+    logits[:, :2] = -torch.inf
+    seen = torch.from_numpy(history.item_index.astype(np.int64)).to(device)
+    logits[torch.from_numpy(history.event_user).to(device), seen] = -torch.inf
+    k = min(config.evaluate.k, logits.shape[1])
+    top = logits.topk(k)
+    ranked = torch.where(torch.isfinite(top.values), top.indices, 0).cpu().numpy()
+    relevance = metrics.Relevance.from_pairs(
+        wanted.event_user,
+        wanted.item_index,
+        num_users=len(users),
+        num_items=data.sizes.num_items,
+    )
+    hits = relevance.hits(ranked.astype(np.int32))
+    retrieval = next(task.name for task in config.tasks if task.kind == "retrieval")
+    values: dict[str, NDArray[Any]] = {
+        f"{retrieval}/ndcg@{config.evaluate.k}": metrics.ndcg(hits, relevance.count),
+        f"{retrieval}/hr@{config.evaluate.k}": metrics.hit_rate(hits, relevance.count),
+    }
+    row = torch.from_numpy(wanted.event_user).to(device)
+    item = torch.from_numpy(wanted.item_index.astype(np.int64)).to(device)
+    logits_of = model.rank(
+        UserStates(states.vector[row], states.residual[row]),
+        item,
+        vectors,
+        _held_out_context(data, wanted, device),
+    )
+    for name, prediction in model.predict(logits_of).items():
+        values[f"{name}/prediction"] = prediction.cpu().numpy()
+        values[f"{name}/label"] = wanted.labels[name]
+    return values
+
+
+def _held_out_context(data: TrainingData, wanted: Histories, device: torch.device) -> Context:
+    """Give each held-out event's own context, as `history_batch` gives it for training."""
+    starts = np.arange(wanted.num_events)
+    arrays = history_batch(wanted, starts, starts + 1, scaling=data.scaling)
+    chosen = [data.sizes.event_numbers.index(name) for name in data.sizes.context_numbers]
+
+    def tensor(name: str) -> torch.Tensor:
+        return torch.from_numpy(arrays[name][:, 0]).to(device)
+
+    return Context(
+        numbers=tensor("numbers")[:, chosen],
+        present=tensor("present")[:, chosen],
+        categories={name: tensor(f"category_{name}") for name in data.sizes.context_categories},
+    )
+
+
+def _figures(config: Config, values: dict[str, NDArray[Any]]) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for task in config.tasks:
+        if task.kind == "retrieval":
+            for name in (f"{task.name}/{metric}@{config.evaluate.k}" for metric in ("ndcg", "hr")):
+                figures[name] = float(np.nanmean(values[name]))
+            continue
+        label = values[f"{task.name}/label"].astype(np.float64)
+        known = np.isfinite(label)
+        label = label[known]
+        prediction = values[f"{task.name}/prediction"].astype(np.float64)[known]
+        if task.kind == "regression":
+            figures[f"{task.name}/rmse"] = float(metrics.rmse(label, prediction))
+        else:
+            figures[f"{task.name}/auc"] = float(metrics.auc(label, prediction))
+            figures[f"{task.name}/logloss"] = float(metrics.logloss(label, prediction))
+    return {name: value for name, value in figures.items() if np.isfinite(value)}
