@@ -1,0 +1,309 @@
+"""The chain of stages: which artifact comes from which, what is still valid, what must be done.
+
+Each stage has a key, the hash of the configuration that it reads and of the ids of its parents. A
+stage is done if its artifact is whole and carries that key. Every write makes a new id, so redoing
+one stage redoes what depends on it, and nothing else. `run` is `mtrec run`.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtrec import storage
+from mtrec.config import Config, dump_config
+from mtrec.errors import ArtifactError, ConfigError
+from mtrec.runlog import event
+
+logger = logging.getLogger("mtrec.chain")
+
+STAGES = ("prepare", "embed", "train", "evaluate", "score")
+"""All stages in order."""
+
+# What changes only how fast a stage runs, not what it gives, stays out of its key.
+_SPEED = {
+    "text": {"device", "actors", "batch_tokens", "store"},
+    "train": {"num_workers", "use_gpu", "max_failures"},
+    "score": {"batch_size", "actors"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where a run's artifacts lie."""
+
+    workdir: str
+
+    @property
+    def dataset(self) -> str:
+        """The cleaned and split tables."""
+        return storage.join(self.workdir, "dataset")
+
+    @property
+    def embeddings(self) -> str:
+        """The text vectors."""
+        return storage.join(self.workdir, "embeddings")
+
+    @property
+    def bundles(self) -> str:
+        """The versions of the model to ship."""
+        return storage.join(self.workdir, "bundles")
+
+    @property
+    def report(self) -> str:
+        """The evaluation."""
+        return storage.join(self.workdir, "report")
+
+    @property
+    def predictions(self) -> str:
+        """Everybody's list."""
+        return storage.join(self.workdir, "predictions")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run did: seconds of the stages done, names of those that were up to date."""
+
+    paths: Paths
+    done: dict[str, float] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+
+def run(
+    config: Config, *, address: str | None = None, stages: Sequence[str] | None = None
+) -> Outcome:
+    """Run the chain, skipping what is done and valid.
+
+    Args:
+        config: the run.
+        address: address of a Ray cluster; default: the `RAY_ADDRESS` variable, else a local one.
+        stages: run only these, in the chain's order; the artifacts that they read must be there.
+
+    Raises:
+        ConfigError: an unknown stage.
+        DataError: the input data cannot be used.
+        ArtifactError: an artifact is damaged, or a stage that was left out has not been run.
+    """
+    chosen = tuple(stages) if stages is not None else STAGES
+    for stage in chosen:
+        if stage not in STAGES:
+            raise ConfigError(f'unknown stage "{stage}"; the stages are {", ".join(STAGES)}')
+    chain = _Chain(config, address)
+    chain.write_config()
+    for stage in STAGES:
+        getattr(chain, f"_{stage}")(stage in chosen)
+        if stage == chosen[-1]:
+            break
+    outcome = chain.outcome
+    if not outcome.done:
+        event(logger, "run.nothing_to_do", up_to_date=",".join(outcome.skipped))
+    return outcome
+
+
+class _Chain:
+    """One walk along the stages; keeps the ids that the next keys need."""
+
+    def __init__(self, config: Config, address: str | None) -> None:
+        self.config = config
+        self.address = address
+        self.paths = Paths(config.run.workdir)
+        self.outcome = Outcome(self.paths)
+        self.ids: dict[str, str] = {}
+
+    def write_config(self) -> None:
+        """Leave the resolved configuration beside the artifacts, unless it is there already."""
+        path = storage.join(self.paths.workdir, "config.yaml")
+        text = dump_config(self.config).encode()
+        try:
+            if not storage.exists(path) or storage.read_bytes(path) != text:
+                storage.write_bytes(path, text)
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot write to {self.paths.workdir}: {error}\n"
+                "set run.workdir to a folder that can be written to"
+            ) from error
+
+    def _prepare(self, wanted: bool) -> None:
+        from mtrec.data.pipeline import input_fingerprint, prepare
+
+        config = self.config
+        labels = [(task.name, task.label) for task in config.tasks if task.kind != "retrieval"]
+        text = config.text
+        key = storage.hash_values(
+            "prepare",
+            _dump(config.data),
+            labels,
+            [text.item_template, text.user_template, _dump(text.behaviour)],
+            config.run.seed,
+            input_fingerprint(config),
+        )
+        self._stage(
+            "prepare",
+            wanted,
+            kind="dataset",
+            path=self.paths.dataset,
+            key=key,
+            work=lambda: prepare(config, path=self.paths.dataset, key=key),
+        )
+
+    def _embed(self, wanted: bool) -> None:
+        from mtrec.text.embed import embed
+
+        parents = {"dataset": self.ids["dataset"]}
+        key = storage.hash_values("embed", self._section("text"), parents)
+        self._stage(
+            "embed",
+            wanted,
+            kind="embeddings",
+            path=self.paths.embeddings,
+            key=key,
+            work=lambda: embed(
+                self.config,
+                dataset=self.paths.dataset,
+                path=self.paths.embeddings,
+                key=key,
+                parents=parents,
+            ),
+        )
+
+    def _train(self, wanted: bool) -> None:
+        from mtrec.bundle import find_bundle
+
+        config = self.config
+        parents = {name: self.ids[name] for name in ("dataset", "embeddings")}
+        key = storage.hash_values(
+            "train",
+            [_dump(task) for task in config.tasks],
+            self._section("model"),
+            self._section("train"),
+            [config.run.seed, config.evaluate.k],
+            parents,
+        )
+        checkpoints = config.run.storage or storage.join(self.paths.workdir, "checkpoints")
+
+        def work() -> None:
+            from mtrec.train import train
+
+            train(
+                config,
+                dataset=self.paths.dataset,
+                embeddings=self.paths.embeddings,
+                checkpoints=checkpoints,
+                bundles=self.paths.bundles,
+                key=key,
+                parents=parents,
+            )
+
+        def current() -> str:
+            try:
+                return find_bundle(self.paths.bundles)
+            except ArtifactError:
+                return storage.join(self.paths.bundles, "none")
+
+        self._stage("train", wanted, kind="bundle", path=current, key=key, work=work)
+
+    def _evaluate(self, wanted: bool) -> None:
+        from mtrec.bundle import find_bundle
+        from mtrec.evaluate import evaluate
+
+        if not wanted:
+            return
+        parents = {name: self.ids[name] for name in ("dataset", "bundle")}
+        score = self.config.score
+        key = storage.hash_values(
+            "evaluate",
+            self._section("evaluate"),
+            [score.candidates, score.weights, self.config.run.seed],
+            parents,
+        )
+        self._stage(
+            "evaluate",
+            wanted,
+            kind="report",
+            path=self.paths.report,
+            key=key,
+            work=lambda: evaluate(
+                self.config,
+                dataset=self.paths.dataset,
+                bundle=find_bundle(self.paths.bundles),
+                path=self.paths.report,
+                key=key,
+                parents=parents,
+            ),
+        )
+
+    def _score(self, wanted: bool) -> None:
+        from mtrec.bundle import find_bundle
+        from mtrec.score import score
+
+        if not wanted:
+            return
+        parents = {name: self.ids[name] for name in ("dataset", "bundle")}
+        key = storage.hash_values("score", self._section("score"), parents)
+        self._stage(
+            "score",
+            wanted,
+            kind="predictions",
+            path=self.paths.predictions,
+            key=key,
+            work=lambda: score(
+                self.config,
+                dataset=self.paths.dataset,
+                bundle=find_bundle(self.paths.bundles),
+                path=self.paths.predictions,
+                key=key,
+                parents=parents,
+            ),
+        )
+
+    def _stage(
+        self,
+        stage: str,
+        wanted: bool,
+        *,
+        kind: str,
+        path: str | Callable[[], str],
+        key: str,
+        work: Callable[[], object],
+    ) -> None:
+        """Do a stage unless its artifact is whole and has the key; remember the artifact's id."""
+
+        def place() -> str:
+            return path if isinstance(path, str) else path()
+
+        if stage != "embed":
+            # The embedding store keeps finished shards without a manifest on purpose.
+            storage.remove_leftovers(place())
+        manifest = storage.find_manifest(place())
+        if manifest is not None and manifest.key == key:
+            storage.verify(place(), manifest)
+            if wanted:
+                self.outcome.skipped.append(stage)
+                event(logger, f"{stage}.up_to_date")
+        elif not wanted:
+            state = "is missing" if manifest is None else "was made by another configuration"
+            raise ArtifactError(
+                f"the {kind} at {place()} {state}\n"
+                f"run `mtrec {stage}` with this configuration first, or `mtrec run` for all stages"
+            )
+        else:
+            from mtrec.rayrun import connect
+
+            connect(self.config.ray, self.address)
+            event(logger, f"{stage}.start")
+            begin = time.monotonic()
+            work()
+            self.outcome.done[stage] = time.monotonic() - begin
+            event(logger, f"{stage}.done", seconds=round(self.outcome.done[stage], 1))
+            manifest = storage.read_manifest(place(), kind)
+        self.ids[kind] = manifest.id
+
+    def _section(self, name: str) -> dict[str, Any]:
+        """Give a section of the configuration without what only changes speed."""
+        tree: dict[str, Any] = getattr(self.config, name).model_dump(mode="json")
+        return {key: value for key, value in tree.items() if key not in _SPEED.get(name, set())}
+
+
+def _dump(section: Any) -> Any:
+    return section.model_dump(mode="json") if section is not None else None

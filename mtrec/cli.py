@@ -1,0 +1,260 @@
+"""The `mtrec` command: a thin shell over the chain, the bundle and the server.
+
+Heavy imports happen inside commands, so `mtrec --help` is quick. Errors of ours end here as one to
+three lines on stderr and an exit code; a traceback only with `--verbose`.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mtrec import __version__, chain
+from mtrec.config import Config, dump_config, load_config
+from mtrec.errors import MtrecError
+from mtrec.runlog import configure_logging
+
+app = typer.Typer(
+    name="mtrec",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From raw interaction logs and text to recommendations, on a Ray cluster of any size.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Check or show a run's configuration.")
+bundle_app = typer.Typer(no_args_is_help=True, help="Show or verify a bundle.")
+app.add_typer(config_app, name="config")
+app.add_typer(bundle_app, name="bundle")
+
+DEMO_CONFIG = "jobs/configs/movielens.yaml"
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. train.epochs=3."),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(help="Address of a Ray cluster; default: RAY_ADDRESS, else a local Ray."),
+]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="More log lines, tracebacks.")]
+
+
+def main() -> None:
+    """Run the command line; the entry point of the package."""
+    sys.exit(run_shell(lambda: app(standalone_mode=False), verbose="--verbose" in sys.argv))
+
+
+def run_shell(command: Callable[[], object], *, verbose: bool = False) -> int:
+    """Run a command, print errors of ours in a line or three, and give the exit code.
+
+    0 done, 1 anything unexpected, 2 configuration or usage, 3 data, 4 artifact, 130 Ctrl-C.
+    """
+    import click
+
+    try:
+        result = command()
+        return result if isinstance(result, int) else 0
+    except MtrecError as error:
+        if verbose:
+            raise
+        print(f"mtrec: {error}", file=sys.stderr)
+        return error.exit_code
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("mtrec: interrupted; what was finished is kept, run again to go on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if verbose:
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        print(f"mtrec: unexpected {type(error).__name__}: {lines[0]:.300}", file=sys.stderr)
+        print("run again with --verbose for the traceback", file=sys.stderr)
+        return 1
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def _stages(
+    config: Path, overrides: list[str] | None, address: str | None, verbose: bool, *names: str
+) -> tuple[Config, chain.Outcome]:
+    configure_logging(verbose=verbose)
+    loaded = load_config(config, overrides or [])
+    outcome = chain.run(loaded, address=address, stages=names or None)
+    for name in outcome.skipped:
+        print(f"{name}: up to date, nothing to do")
+    for name, seconds in outcome.done.items():
+        print(f"{name}: done in {seconds:.0f} s")
+    return loaded, outcome
+
+
+@app.command()
+def run(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    address: AddressOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Prepare, embed, train, evaluate and score; skip what is done and still valid."""
+    _, outcome = _stages(config, overrides, address, verbose)
+    _print_report(outcome.paths)
+
+
+def _add_stage(name: str, text: str) -> None:
+    def command(
+        config: ConfigOption,
+        overrides: SetOption = None,
+        address: AddressOption = None,
+        verbose: VerboseOption = False,
+    ) -> None:
+        _, outcome = _stages(config, overrides, address, verbose, name)
+        if name == "evaluate":
+            _print_report(outcome.paths)
+
+    app.command(name, help=text)(command)
+
+
+for _name, _text in (
+    ("prepare", "Read, check, clean and split the raw tables into a dataset."),
+    ("embed", "Turn the dataset's texts into vectors; texts embedded before are not done again."),
+    ("train", "Fit the model on the dataset and leave a bundle."),
+    ("evaluate", "Judge the bundle on held-out events beside the baselines; leave a report."),
+    ("score", "Write every user's best items as Parquet."),
+):
+    _add_stage(_name, _text)
+
+
+@app.command()
+def demo(
+    workdir: Annotated[str, typer.Option(help="Where the run's artifacts go.")] = "runs/demo",
+    data: Annotated[
+        str | None, typer.Option(metavar="DIR", help="A copy of MovieLens-100K; default: fetch it.")
+    ] = None,
+    no_serve: Annotated[bool, typer.Option("--no-serve", help="End after the report.")] = False,
+    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8000,
+    config: Annotated[Path, typer.Option(help="The demo's YAML file.")] = Path(DEMO_CONFIG),
+    overrides: SetOption = None,
+    address: AddressOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Run the whole chain on MovieLens-100K and leave the endpoint up until Ctrl-C."""
+    settings = [f"run.workdir={json.dumps(workdir)}", *(overrides or [])]
+    if data is not None:
+        settings.append(f"data.root={json.dumps(data)}")
+    loaded, outcome = _stages(config, settings, address, verbose)
+    _print_report(outcome.paths)
+    if not no_serve:
+        _serve(outcome.paths.bundles, loaded, "127.0.0.1", port, address)
+
+
+@app.command()
+def serve(
+    bundle: Annotated[str, typer.Option(help="A version's folder, or bundles/ for the newest.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="For its serve section.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    overrides: SetOption = None,
+    address: AddressOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Answer over HTTP until Ctrl-C."""
+    configure_logging(verbose=verbose)
+    loaded = load_config(config, overrides or []) if config is not None else None
+    _serve(bundle, loaded, host, port, address)
+
+
+def _serve(
+    bundle: str, config: Config | None, host: str | None, port: int | None, address: str | None
+) -> None:
+    from mtrec.config import RayConfig, ServeConfig
+    from mtrec.rayrun import connect
+    from mtrec.serve.app import ServeArgs, serve_bundle
+
+    settings = config.serve if config is not None else ServeConfig()
+    changes: dict[str, Any] = {"host": host, "port": port}
+    settings = settings.model_copy(
+        update={name: value for name, value in changes.items() if value is not None}
+    )
+    from mtrec.bundle import find_bundle
+
+    find_bundle(bundle)  # a wrong folder is told before Ray is started
+    connect(config.ray if config is not None else RayConfig(), address)
+    serve_bundle(ServeArgs.from_config(os.path.abspath(bundle), settings), settings)
+
+
+@config_app.command("check")
+def config_check(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Check a configuration without running anything."""
+    load_config(config, overrides or [])
+    print(f"{config}: ok")
+
+
+@config_app.command("show")
+def config_show(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Print the resolved configuration, every default filled in."""
+    print(dump_config(load_config(config, overrides or [])), end="")
+
+
+@bundle_app.command("show")
+def bundle_show(
+    path: Annotated[str, typer.Argument(help="A version's folder, or bundles/.")],
+) -> None:
+    """Print what a bundle holds, as JSON."""
+    from mtrec.recommender import Recommender
+
+    print(json.dumps(Recommender.load(path).info(), indent=2, ensure_ascii=False))
+
+
+@bundle_app.command("verify")
+def bundle_verify(
+    path: Annotated[str, typer.Argument(help="A version's folder, or bundles/.")],
+) -> None:
+    """Check every file of a bundle against its manifest."""
+    from mtrec import storage
+    from mtrec.bundle import find_bundle
+
+    place = find_bundle(path)
+    manifest = storage.read_manifest(place, "bundle")
+    storage.verify(place, manifest, hashes=True)
+    print(f"{place}: ok, {len(manifest.files)} files")
+
+
+@app.command()
+def doctor(address: AddressOption = None, verbose: VerboseOption = False) -> None:
+    """Look at versions, CPUs, GPUs, ports and authentication; name a remedy for each problem."""
+    from mtrec.doctor import examine
+
+    configure_logging(verbose=verbose)
+    problems = 0
+    for check in examine(address):
+        problems += not check.ok
+        print(f"{'ok     ' if check.ok else 'problem'} {check.name}: {check.found}")
+        if check.remedy:
+            print(f"        {check.remedy}")
+    raise typer.Exit(1 if problems else 0)
+
+
+def _print_report(paths: chain.Paths) -> None:
+    from mtrec import storage
+    from mtrec.report import summary_table
+
+    path = storage.join(paths.report, "report.json")
+    print(summary_table(storage.read_json(path)))
+    print(f"report: {storage.join(paths.report, 'report.html')}")
