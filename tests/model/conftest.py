@@ -1,0 +1,120 @@
+"""A small random data set and model that the tests of this folder share."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from mtrec.config import Config, parse_config
+from mtrec.data.histories import Histories
+from mtrec.model.fit import TrainingData, UserInputs
+from mtrec.model.network import ModelSizes, TowerSizes
+from mtrec.model.towers import FeatureInputs
+
+NUM_ITEMS = 22  # 20 and two special positions
+
+
+@pytest.fixture
+def config() -> Config:
+    """A run with all three kinds of tasks, small and without dropout."""
+    return parse_config(
+        {
+            "data": {
+                "interactions": {
+                    "path": "none",
+                    "timestamp": "time",
+                    "columns": {"rating": {"kind": "number"}},
+                }
+            },
+            "tasks": [
+                {"name": "item", "kind": "retrieval"},
+                {"name": "stars", "kind": "regression", "label": "rating", "min": 1, "max": 5},
+                {"name": "like", "kind": "binary", "label": "rating >= 4"},
+            ],
+            "model": {
+                "embedding_dim": 8,
+                "text_dim": 4,
+                "id_dropout": 0.0,
+                "history": {"length": 6, "num_blocks": 1, "dropout": 0.0},
+                "experts": {"kind": "shared_bottom", "hidden": [8], "dropout": 0.0},
+            },
+            "train": {"batch_size": 4, "learning_rate": 0.01, "warmup_steps": 1},
+        }
+    )
+
+
+@pytest.fixture
+def sizes() -> ModelSizes:
+    return ModelSizes(
+        num_items=NUM_ITEMS,
+        items=TowerSizes(1, {"kind": 5}, {"tags": 6}, 7),
+        users=TowerSizes(1, {"land": 4}, {}, 7),
+        event_numbers=["rating"],
+        event_categories={},
+        labels={"stars": (3.0, 1.25)},
+    )
+
+
+@pytest.fixture
+def make_data(sizes: ModelSizes) -> Callable[[int], tuple[TrainingData, Histories]]:
+    """Give training data of a planted structure: users of group g like the items of group g."""
+
+    def make(num_users: int = 12) -> tuple[TrainingData, Histories]:
+        rng = np.random.default_rng(0)
+        counts = rng.integers(5, 9, num_users)
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        user = np.repeat(np.arange(num_users), counts)
+        items = np.concatenate(
+            [rng.choice(10, count, replace=False) * 2 + 2 + u % 2 for u, count in enumerate(counts)]
+        )
+        rating = (3 + rng.integers(-1, 2, len(items)) + (items % 4 == 0)).astype(np.float32)
+        split = np.zeros(len(items), np.int8)
+        split[offsets[1:] - 1] = 1
+        histories = Histories(
+            np.array([f"u{i}" for i in range(num_users)], dtype=object),
+            offsets,
+            items.astype(np.int32),
+            np.arange(len(items), dtype=np.float64) * 60,
+            split,
+            {"rating": rating},
+            {},
+            {"stars": rating, "like": (rating >= 4).astype(np.float32)},
+        )
+        assert len(user) == len(items)
+        text = torch.zeros(NUM_ITEMS, 7)
+        text[2:] = torch.randn(20, 7, generator=torch.Generator().manual_seed(0))
+        text[2::2, 0] += 3.0
+        item_inputs = FeatureInputs(
+            numbers=torch.linspace(-1, 1, NUM_ITEMS)[:, None],
+            categories={"kind": torch.arange(NUM_ITEMS) % 5},
+            multi={"tags": torch.arange(NUM_ITEMS)[:, None] % 6},
+            text=text,
+            has_text=(torch.arange(NUM_ITEMS) > 1).float(),
+        )
+        train = histories.select(split == 0)
+        counted = np.bincount(train.item_index, minlength=NUM_ITEMS)
+        users = UserInputs(
+            features=FeatureInputs(
+                torch.linspace(-1, 1, num_users)[:, None],
+                {"land": torch.arange(num_users) % 4},
+                {},
+                torch.zeros(num_users, 0),
+                torch.zeros(num_users),
+            ),
+            texts=torch.zeros(1, 7),
+            profile=torch.zeros(num_users, dtype=torch.int64),
+            behaviour=torch.zeros(num_users, dtype=torch.int64),
+        )
+        data = TrainingData(
+            train=train,
+            cut=np.zeros(num_users, np.int64),
+            items=item_inputs,
+            trained=torch.from_numpy((counted > 0).astype(np.float32)),
+            users=users,
+            sizes=sizes,
+            scaling={"rating": (3.0, 1.25)},
+        )
+        return data, histories.select(split == 1)
+
+    return make

@@ -1,0 +1,125 @@
+import copy
+import math
+import os
+import socket
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from mtrec.config import Config
+from mtrec.errors import DataError
+from mtrec.model.fit import epoch_batches, start_state, train_epoch, train_step
+
+CPU = torch.device("cpu")
+
+
+def test_losses_fall_on_planted_structure(config, make_data) -> None:
+    data, _ = make_data(40)
+    state = start_state(config, data, CPU)
+    first = train_epoch(state, config, data)
+    for _ in range(15):
+        last = train_epoch(state, config, data)
+    assert last["item"] < 0.9 * first["item"]
+    assert last["stars"] < first["stars"]
+    # a user's items are the 10 of its group: a perfect model reaches log(10), popularity log(20)
+    assert last["item"] < math.log(20) - 0.3
+
+
+def test_resuming_from_a_checkpoint_equals_going_on(config, make_data) -> None:
+    data, _ = make_data()
+    straight = start_state(config, data, CPU)
+    train_epoch(straight, config, data)
+    saved = copy.deepcopy(straight.state_dict())
+    train_epoch(straight, config, data)
+    resumed = start_state(config, data, CPU)
+    resumed.load_state_dict(saved)
+    train_epoch(resumed, config, data)
+    assert resumed.step == straight.step
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_the_seed_decides_the_result(config, make_data) -> None:
+    data, _ = make_data()
+
+    def loss(seed: int) -> float:
+        changed = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
+        return train_epoch(start_state(changed, data, CPU), changed, data)["item"]
+
+    assert loss(1) == loss(1)
+    assert loss(1) != loss(2)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_task(
+    config, make_data
+) -> None:
+    data, _ = make_data()
+    state = start_state(config, data, CPU)
+    data.train.labels["stars"][:] = np.float32(np.inf)
+    batch = next(epoch_batches(config, data, 0, rank=0, num_workers=1))
+    batch.labels["stars"].fill_(1e30)
+    before = copy.deepcopy(state.model.state_dict())
+    with pytest.raises(DataError, match='task "stars" is inf at step 0'):
+        train_step(state, batch, config)
+    for name, value in before.items():
+        assert torch.equal(value, state.model.state_dict()[name])
+
+
+def test_the_exported_average_follows_the_warm_started_formula(config, make_data) -> None:
+    data, _ = make_data()
+    averaged = config.model_copy(
+        update={"train": config.train.model_copy(update={"ema_decay": 0.5})}
+    )
+    state = start_state(averaged, data, CPU)
+    batches = list(epoch_batches(averaged, data, 0, rank=0, num_workers=1))
+    name = "items.collaborative.weight"
+    values = []
+    for batch in batches[:2]:
+        train_step(state, batch, averaged)
+        values.append(state.model.state_dict()[name].clone())
+    # step 2: decay = min(.5, 3 / 12)
+    expected = values[0] + (1 - 0.25) * (values[1] - values[0])
+    assert torch.allclose(state.export_weights()[name], expected, atol=1e-7)
+
+
+def test_without_training_events_there_is_a_clear_error(config, make_data) -> None:
+    data, _ = make_data()
+    empty = data.train.select(np.zeros(data.train.num_events, bool))
+    with pytest.raises(DataError, match="no training events"):
+        start_state(config, _replaced(data, train=empty), CPU)
+
+
+def test_two_workers_give_the_losses_of_one(config, make_data) -> None:
+    data, _ = make_data(9)  # 9 windows in batches of 4: the last batch needs a filler
+    state = start_state(config, data, CPU)
+    expected = [train_epoch(state, config, data) for _ in range(3)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    queue = multiprocessing.get_context("spawn").SimpleQueue()
+    multiprocessing.spawn(_run_worker, (port, config, data, queue), nprocs=2)
+    found = queue.get()
+    for ours, theirs in zip(expected, found, strict=True):
+        for name, value in ours.items():
+            assert theirs[name] == pytest.approx(value, rel=1e-4), name
+
+
+def _run_worker(rank: int, port: int, config: Config, data: Any, queue: Any) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    state = start_state(config, data, CPU)
+    state.wrapped = DistributedDataParallel(state.objective)
+    losses = [train_epoch(state, config, data, rank=rank, num_workers=2) for _ in range(3)]
+    if rank == 0:
+        queue.put(losses)
+    torch.distributed.destroy_process_group()
+
+
+def _replaced(data: Any, **changes: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(data, **changes)

@@ -1,0 +1,98 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mtrec.data.histories import history_batch, last_windows
+from mtrec.model.network import Context, ModelSizes, UserStates, build_model
+
+
+def _context(num_rows: int) -> Context:
+    return Context(torch.zeros(num_rows, 0), torch.zeros(num_rows, 0), {})
+
+
+@pytest.fixture
+def parts(config, sizes, make_data):
+    torch.manual_seed(0)
+    model = build_model(config.model, config.tasks, sizes).eval()
+    data, _ = make_data()
+    starts, stops = last_windows(data.train, config.model.history.length)
+    arrays = history_batch(data.train, starts, stops, scaling=data.scaling)
+    batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    users = data.users.rows(torch.arange(len(data.train)))
+    return model, data, batch, users, model.encode_items(data.items, data.trained)
+
+
+def test_sizes_survive_json(sizes: ModelSizes) -> None:
+    assert ModelSizes.from_json(json.loads(json.dumps(sizes.to_json()))) == sizes
+
+
+def test_a_batch_of_users_equals_a_loop_of_single_users(parts) -> None:
+    model, data, batch, users, vectors = parts
+    together = model.encode_users(batch, users, vectors)
+    for row in range(3):
+        history = data.train.rows([row])
+        starts, stops = last_windows(history, 6)
+        arrays = history_batch(history, starts, stops, scaling=data.scaling)
+        alone = model.encode_users(
+            {name: torch.from_numpy(values) for name, values in arrays.items()},
+            users.rows(torch.tensor([row])),
+            vectors,
+        )
+        assert torch.allclose(alone.vector[0], together.vector[row], atol=1e-6)
+        assert torch.allclose(alone.residual[0], together.residual[row], atol=1e-6)
+
+
+def test_the_state_before_an_event_does_not_know_it(parts) -> None:
+    model, _, batch, users, vectors = parts
+    changed = {name: values.clone() for name, values in batch.items()}
+    changed["item"][:, 3] = 21
+    changed["numbers"][:, 3] = 5.0
+    before = model.encode_history(batch, users, vectors)
+    after = model.encode_history(changed, users, vectors)
+    assert torch.allclose(before.vector[:, :4], after.vector[:, :4], atol=1e-6)
+    assert torch.equal(before.residual[:, :4], after.residual[:, :4])
+    assert not torch.allclose(before.vector[:, 4], after.vector[:, 4])
+
+
+def test_residuals_are_shrunk_running_means_of_number_minus_usual(parts) -> None:
+    model, _, batch, users, vectors = parts
+    with torch.no_grad():
+        model.ranking.usual.weight[:, 0] = torch.arange(22) / 10
+    residual = model.encode_history(batch, users, vectors).residual
+    item, number = batch["item"][0].numpy(), batch["numbers"][0, :, 0].numpy()
+    expected = (number[:3] - item[:3] / 10).sum() / (3 + 5.0)
+    assert residual[0, 3, 0].item() == pytest.approx(expected, rel=1e-5)
+    assert residual[0, 0, 0].item() == 0.0
+
+
+def test_a_regression_starts_as_the_biased_baseline(parts) -> None:
+    model, *_, vectors = parts
+    with torch.no_grad():
+        model.ranking.usual.weight[5] = 0.4
+        model.ranking.item_bias.weight[5, 0] = 0.1
+    users = UserStates(torch.randn(1, 8), torch.tensor([[0.3]]))
+    logits = model.rank(users, torch.tensor([5]), vectors, _context(1))
+    assert logits["stars"].item() == pytest.approx(0.4 + 0.1 + 0.3, rel=1e-6)
+    # label scale: mean 3, deviation 1.25
+    assert model.predict(logits)["stars"].item() == pytest.approx(3 + 1.25 * 0.8, rel=1e-6)
+
+
+def test_predictions_stay_in_the_declared_range(parts) -> None:
+    model, *_ = parts
+    logits = {"stars": torch.tensor([-9.0, 9.0]), "like": torch.tensor([-9.0, 9.0])}
+    predicted = model.predict(logits)
+    assert predicted["stars"].tolist() == [1.0, 5.0]
+    np.testing.assert_allclose(predicted["like"], 1 / (1 + np.exp([9.0, -9.0])), rtol=1e-5)
+
+
+def test_a_user_without_any_event_has_a_state(parts) -> None:
+    model, data, _, users, vectors = parts
+    empty = data.train.select(np.zeros(data.train.num_events, bool))
+    starts, stops = last_windows(empty, 6)
+    arrays = history_batch(empty, starts, stops, scaling=data.scaling)
+    batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    states = model.encode_users(batch, users, vectors)
+    assert torch.isfinite(states.vector).all()
+    assert torch.equal(states.residual, torch.zeros(len(empty), 1))

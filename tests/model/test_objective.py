@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from mtrec.data.windows import Windows
+from mtrec.model.fit import make_batch
+from mtrec.model.network import build_model
+from mtrec.model.objective import JointObjective
+
+
+@pytest.fixture
+def parts(config, sizes, make_data):
+    torch.manual_seed(0)
+    data, _ = make_data()
+    objective = JointObjective(
+        build_model(config.model, config.tasks, sizes), config.tasks, config.model
+    )
+    with torch.no_grad():
+        objective.model.items.bias.weight.normal_()
+        objective.model.items.collaborative.weight.normal_()
+    offsets = data.train.offsets
+    windows = Windows(
+        np.arange(3), offsets[:3], np.minimum(offsets[1:4], offsets[:3] + 6), np.zeros(3, bool)
+    )
+    batch = make_batch(data, windows, trained_N=data.trained, device=torch.device("cpu"))
+    return objective.eval(), batch, data
+
+
+def test_each_loss_equals_a_loop_over_events(parts) -> None:
+    objective, batch, _ = parts
+    sums = objective(batch)
+    model = objective.model
+    vectors = model.encode_items(batch.items, batch.trained)
+    states = model.encode_history(batch.history, batch.users, vectors)
+    expected = dict.fromkeys(sums, 0.0)
+    count = 0
+    for row, time in torch.nonzero(batch.history["item"] > 1).tolist():
+        user, target = states.vector[row, time], batch.history["item"][row, time] - 2
+        content = vectors.content[2:] @ user
+        collaborative = vectors.collaborative[2:] @ user
+        for name, logits in (
+            ("item", content + collaborative + vectors.bias[2:]),
+            ("content", content),
+            ("collaborative", collaborative),
+        ):
+            expected[name] += functional.cross_entropy(logits, target).item()
+        count += 1
+    for name in ("item", "content", "collaborative"):
+        assert sums[name][0].item() == pytest.approx(expected[name], rel=1e-5)
+        assert sums[name][1].item() == count
+
+
+def test_a_regression_starts_at_the_loss_of_standardised_labels(parts) -> None:
+    objective, batch, _ = parts
+    total, count = objective(batch)["stars"]
+    # the untrained prediction is the user's running mean residual (here of raw labels), zero usual
+    row_P, time_P = torch.nonzero(batch.history["item"] > 1, as_tuple=True)
+    model = objective.model
+    vectors = model.encode_items(batch.items, batch.trained)
+    residual = model.encode_history(batch.history, batch.users, vectors).residual[row_P, time_P, 0]
+    label = (batch.labels["stars"][row_P, time_P] - 3.0) / 1.25
+    assert total.item() == pytest.approx(((residual - label) ** 2).sum().item(), rel=1e-5)
+    assert count.item() == len(label)
+
+
+def test_an_absent_task_gives_no_gradient_to_its_head(parts) -> None:
+    objective, batch, _ = parts
+    batch.labels["like"].fill_(torch.nan)
+    sums = objective(batch)
+    total, count = sums["like"]
+    assert (total.item(), count.item()) == (0.0, 0.0)
+    sum(total for total, _ in sums.values()).backward()
+    head = objective.model.ranking.heads
+    assert not head["like"].weight.grad.any()
+    assert head["stars"].weight.grad.any()
+
+
+def test_a_dropped_row_is_out_of_history_and_targets_alike(parts) -> None:
+    objective, batch, data = parts
+    dropped = batch.history["item"][0, 0].item()
+    data.trained[dropped] = 0.0
+    for total, _ in objective(batch).values():
+        if total.requires_grad:
+            total.backward(retain_graph=True)
+    gradient = objective.model.items.collaborative.weight.grad
+    assert not gradient[dropped].any()
+    assert gradient[batch.history["item"][0, 1]].any()
+
+
+def test_rows_of_padding_and_unknown_get_no_gradient(parts) -> None:
+    objective, batch, _ = parts
+    total, _ = objective(batch)["item"]
+    total.backward()
+    assert not objective.model.items.collaborative.weight.grad[:2].any()

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+
+from mtrec.data.histories import history_batch, last_windows
+from mtrec.model.fit import start_state, train_epoch
+from mtrec.model.network import Context, UserStates
+from mtrec.model.validation import monitored, validate
+
+
+@pytest.fixture
+def fitted(config, make_data):
+    data, held_out = make_data()
+    state = start_state(config, data, torch.device("cpu"))
+    for _ in range(3):
+        train_epoch(state, config, data)
+    return state.model.eval(), data, held_out
+
+
+def test_validation_equals_a_loop_over_users(config, fitted) -> None:
+    model, data, held_out = fitted
+    found = validate(model, config, data, held_out)
+    gains, errors = [], []
+    with torch.no_grad():
+        vectors = model.encode_items(data.items, data.trained)
+        for user in range(len(held_out)):
+            history = data.train.rows([user])
+            starts, stops = last_windows(history, 6)
+            arrays = history_batch(history, starts, stops, scaling=data.scaling)
+            batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
+            state = model.encode_users(batch, data.users.rows(torch.tensor([user])), vectors)
+            logits = (vectors.fused @ state.vector[0] + vectors.bias).numpy()
+            logits[[0, 1, *history.item_index]] = -np.inf
+            target = held_out.rows([user]).item_index[0]
+            place = (logits > logits[target]).sum() + 1
+            gains.append(1 / np.log2(place + 1) if place <= 10 else 0.0)
+            context = Context(torch.zeros(1, 0), torch.zeros(1, 0), {})
+            stars = model.predict(
+                model.rank(
+                    UserStates(state.vector, state.residual),
+                    torch.tensor([int(target)]),
+                    vectors,
+                    context,
+                )
+            )["stars"].item()
+            errors.append(stars - held_out.rows([user]).labels["stars"][0])
+    assert found["item/ndcg@10"] == pytest.approx(np.mean(gains), rel=1e-6)
+    assert found["stars/rmse"] == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-5)
+
+
+def test_without_held_out_events_there_are_no_figures(config, fitted) -> None:
+    model, data, held_out = fitted
+    nothing = held_out.select(np.zeros(held_out.num_events, bool))
+    assert validate(model, config, data, nothing) == {}
+
+
+@pytest.mark.parametrize(
+    ("monitor", "expected"),
+    [
+        (None, ("item/ndcg@10", True)),
+        ("stars/rmse", ("stars/rmse", False)),
+        ("like/auc", ("like/auc", True)),
+    ],
+)
+def test_the_monitored_value_and_its_direction(config, monitor, expected) -> None:
+    changed = config.model_copy(
+        update={"train": config.train.model_copy(update={"monitor": monitor})}
+    )
+    assert monitored(changed) == expected
