@@ -44,6 +44,7 @@ class LocalCluster:
     Attributes:
         address: what `ray.init(address=...)`, `--address` and `RAY_ADDRESS` take.
         job_url: the job server and dashboard, what `ray job submit --address` takes.
+        mark: what `marked_processes` knows the cluster's processes by.
 
     Raises:
         RuntimeError: a node did not come up within a minute; its log is in the message.
@@ -61,6 +62,7 @@ class LocalCluster:
     ) -> None:
         # Not pytest's tmp_path: Ray puts sockets below it, and a socket path ends at 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="mtrec-ray-"))
+        self.mark = self._folder.name
         self._cwd = Path(cwd or Path.cwd()).resolve()
         self._env = {
             **os.environ,
@@ -69,7 +71,7 @@ class LocalCluster:
             # Ray refuses a second node on macOS and Windows without it.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
             **(env or {}),
-            _MARK: self._folder.name,
+            _MARK: self.mark,
         }
         self._env.pop("RAY_ADDRESS", None)
         self._store = str(object_store_mb << 20)
@@ -86,27 +88,15 @@ class LocalCluster:
                 [f"--dashboard-agent-listen-port={agent_port}"],
             )
             self._wait_for_job_server()
-            for _ in range(nodes - 1):
-                self.add_node(num_cpus)
+            for agent_port in free_ports(nodes - 1):
+                self._start(
+                    [f"--address={self.address}", f"--num-cpus={num_cpus}"],
+                    [f"--dashboard-agent-listen-port={agent_port}"],
+                )
             self._wait_for_nodes(nodes)
         except BaseException:
             self.close()
             raise
-
-    def add_node(self, num_cpus: int) -> int:
-        """Start one more node; give the id of the process that `remove_node` takes."""
-        (agent_port,) = free_ports(1)
-        return self._start(
-            [f"--address={self.address}", f"--num-cpus={num_cpus}"],
-            [f"--dashboard-agent-listen-port={agent_port}"],
-        )
-
-    def remove_node(self, pid: int) -> None:
-        """End one node at once, as a machine that loses power would."""
-        process = next(process for process in self._processes if process.pid == pid)
-        os.killpg(pid, signal.SIGKILL)
-        process.wait()
-        self._processes.remove(process)
 
     def close(self) -> None:
         """End every process of this cluster, and no other, and remove its files."""
@@ -134,7 +124,7 @@ class LocalCluster:
     ) -> None:
         self.close()
 
-    def _start(self, *arguments: list[str]) -> int:
+    def _start(self, *arguments: list[str]) -> None:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
         command += ["--node-ip-address=127.0.0.1", f"--object-store-memory={self._store}"]
         # The default port ranges of two nodes on one machine would overlap.
@@ -153,7 +143,6 @@ class LocalCluster:
                 start_new_session=True,
             )
         self._processes.append(process)
-        return process.pid
 
     def _wait_for_job_server(self) -> None:
         def answers() -> bool:
@@ -191,7 +180,7 @@ class LocalCluster:
     def _end_marked(self, *, grace_s: float) -> None:
         """Wait for what the nodes leave behind (workers, agents, job drivers), then end it."""
         deadline = time.monotonic() + grace_s
-        while (pids := marked_processes(self._folder.name)) and time.monotonic() < deadline:
+        while (pids := marked_processes(self.mark)) and time.monotonic() < deadline:
             time.sleep(0.1)
         for pid in pids:
             try:

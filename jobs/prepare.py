@@ -1,0 +1,15 @@
+"""Read, check, clean and split the raw tables into a dataset.
+
+    ray job submit --working-dir . -- python jobs/prepare.py --config jobs/configs/movielens.yaml
+
+It is `mtrec prepare`: the same options, the same exit codes. `--working-dir` makes a copy
+for the job to run in, so `run.workdir` must be an absolute path or a URI.
+"""
+
+import sys
+
+from mtrec.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "prepare")
+    main()
