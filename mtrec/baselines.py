@@ -42,14 +42,14 @@ GRIDS: dict[str, list[dict[str, float]]] = {
     "recent_popularity": [{"half_life": share} for share in (0.02, 0.05, 0.1, 0.2, 0.4)],
     "itemknn": [
         {"neighbours": neighbours, "shrink": shrink}
-        for neighbours in (50, 100, 200, 400)
+        for neighbours in (50, 100, 200)
         for shrink in (0, 20)
     ],
     "ease": [{"reg": reg} for reg in (50, 100, 200, 500, 1000)],
     # A higher alpha wants a higher reg, so the grid follows that line.
     "ials": [
         {"factors": factors, "alpha": alpha, "reg": reg}
-        for factors in (32, 64, 128)
+        for factors in (32, 128)
         for alpha, reg in ((2, 10), (5, 30), (10, 60), (20, 60))
     ],
     "bias": [
@@ -237,7 +237,7 @@ def relevant_items(histories: Histories, split: str, num_items: int) -> metrics.
 
 def labelled_rows(histories: Histories, task: str, split: str) -> NDArray[np.int64]:
     """Give the positions of the events of a split that have the task's label and a known item."""
-    held_out = histories.split == SPLITS.index(split)
+    held_out = (histories.split == SPLITS.index(split)) & (histories.item_index >= 2)
     return np.flatnonzero(held_out & np.isfinite(histories.labels[task]))
 
 

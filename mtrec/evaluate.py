@@ -1,0 +1,351 @@
+"""The evaluate stage: how good a bundle is on held-out events, beside tuned baselines.
+
+Actors that hold a `Recommender` rank the whole catalogue for every user and predict the held-out
+labels, from the events before the split; baselines are tuned on validation and fitted here, on the
+driver. Each split is read once. What comes out is `report.json` and `report.html`. It never fits
+or chooses anything on test, and refuses a split that the bundle was fitted on.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from numpy.typing import NDArray
+
+from mtrec import baselines, storage
+from mtrec.bundle import Bundle, find_bundle, load_bundle
+from mtrec.comparison import MODEL, ItemFacts, Tree
+from mtrec.config import Config, RegressionTask
+from mtrec.data.histories import SPLITS, Histories
+from mtrec.errors import ArtifactError, DataError
+from mtrec.metrics import Floats
+from mtrec.rayrun import cluster_cpus
+from mtrec.recommender import PairContext, Recommender
+from mtrec.report import Answered, Answers, build_report, label_tasks
+from mtrec.report_page import render_html
+from mtrec.runlog import event
+from mtrec.storage import Manifest
+from mtrec.userstore import read_parquet
+
+logger = logging.getLogger("mtrec.evaluate")
+
+HELD_OUT = SPLITS[1:]
+"""The splits that are evaluated: validation, test."""
+
+
+def evaluate(
+    config: Config,
+    *,
+    dataset: str,
+    bundle: str,
+    path: str,
+    key: str,
+    parents: Mapping[str, str],
+) -> Manifest:
+    """Evaluate a bundle and its baselines, and write the report.
+
+    Args:
+        config: the run.
+        dataset: folder or URI of the dataset artifact.
+        bundle: a version's folder, or `bundles/`.
+        path: folder or URI that receives the report.
+        key: hash of the work.
+        parents: ids of the artifacts that it is made from.
+
+    Raises:
+        ArtifactError: the bundle was fitted on test, or does not fit the dataset.
+        DataError: the dataset has no users.
+    """
+    started = time.perf_counter()
+    place = find_bundle(bundle)
+    shipped = load_bundle(place)
+    histories = read_histories(dataset)
+    items = read_parquet(storage.join(dataset, "items.parquet"))
+    _check(shipped, items, place)
+    splits = [split for split in HELD_OUT if split not in shipped.fitted_on]
+    answered = ask_model(config, dataset=dataset, bundle=place, histories=histories, splits=splits)
+    event(logger, "evaluate.model", seconds=time.perf_counter() - started)
+    tuned, notes = ask_baselines(config, histories, items.num_rows + 2, answered)
+    if shipped.fitted_on != ["train"]:
+        notes.append(f"the model was fitted on {', '.join(shipped.fitted_on)}")
+    report = build_report(
+        config,
+        histories=histories,
+        items=_item_facts(shipped, items),
+        answered=answered,
+        tuned=tuned,
+        notes=notes,
+    )
+    report["bundle"] = {
+        "version": shipped.version,
+        "fitted_on": shipped.fitted_on,
+        "created": shipped.created,
+        "encoder": shipped.encoder.name if shipped.encoder else None,
+        "epoch": shipped.metrics.get("epoch"),
+    }
+    report["curves"] = shipped.metrics.get("history", [])
+    with storage.write_artifact(path, kind="report", key=key, parents=parents) as writer:
+        storage.write_json(writer.join("report.json"), report)
+        html = render_html(report)
+        storage.write_bytes(writer.join("report.html"), html.encode("utf-8"))
+        writer.details = {"version": shipped.version, "model": report["model"]}
+    event(logger, "evaluate.done", seconds=time.perf_counter() - started, path=path)
+    return storage.read_manifest(path, "report")
+
+
+def read_histories(dataset: str) -> Histories:
+    """Read all users' events of a dataset.
+
+    Raises:
+        DataError: the dataset has no users.
+    """
+    folder = storage.join(dataset, "histories")
+    names = [name for name in storage.list_files(folder) if name.endswith(".parquet")]
+    if not names:
+        raise DataError(f"{folder} has no users: every interaction was set aside or none was read")
+    parts = [read_parquet(storage.join(folder, name)) for name in names]
+    return Histories.from_table(pa.concat_tables(parts))
+
+
+# ---- the model ----------------------------------------------------------------------------------
+
+
+class RankUsers:
+    """Hold a `Recommender` in an actor and answer for batches of users' histories."""
+
+    def __init__(self, bundle: str, config: Config, splits: Sequence[str]) -> None:
+        self._recommender = Recommender(as_evaluated(load_bundle(bundle), config), threads=1)
+        self._k = config.evaluate.k
+        self._splits = splits
+        self._tasks = [task.name for task in label_tasks(config)]
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Give for users (rows as in `histories/`) what the model says about each split.
+
+        Columns: `user_id`; `<split>_items` list<int32>, the k best; `<split>_task_<task>`
+        list<float>, one number for each held-out event with a known item.
+        """
+        histories = Histories.from_table(batch)
+        columns: dict[str, pa.Array] = {"user_id": batch.column("user_id").combine_chunks()}
+        for split in self._splits:
+            lists, predictions = answer(
+                self._recommender, histories, split, k=self._k, tasks=self._tasks
+            )
+            columns[f"{split}_items"] = pa.FixedSizeListArray.from_arrays(
+                pa.array(lists.ravel(), pa.int32()), self._k
+            )
+            counts = np.bincount(
+                histories.event_user[_held_out(histories, split)], minlength=len(histories)
+            )
+            offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+            for task in self._tasks:
+                columns[f"{split}_task_{task}"] = pa.ListArray.from_arrays(
+                    offsets, pa.array(predictions[task], pa.float32())
+                )
+        return pa.table(columns)
+
+
+def as_evaluated(bundle: Bundle, config: Config) -> Bundle:
+    """Give a bundle as evaluation may use it: the run's `score` section, popularity of train only.
+
+    What ships counts all kept events; for a user of whom nothing is known that would tell the list
+    what test holds.
+    """
+    train_count = np.zeros_like(bundle.popular)
+    train_count[2:] = bundle.items.column("train_count").to_numpy()
+    scored = bundle.config.model_copy(update={"score": config.score})
+    return replace(bundle, popular=train_count, config=scored)
+
+
+def answer(
+    recommender: Recommender, histories: Histories, split: str, *, k: int, tasks: Sequence[str]
+) -> tuple[NDArray[np.int32], dict[str, NDArray[np.float32]]]:
+    """Ask a recommender what it says about a split, from the events before it.
+
+    Args:
+        recommender: the model.
+        histories: U users with the events of all splits.
+        split: the split to answer for.
+        k: length of the lists.
+        tasks: the tasks whose labels to predict.
+
+    Returns:
+        Lists (U, k), padded with 0; users without a held-out event are not asked and have none.
+        For each task (P,) predictions for the held-out events with a known item.
+    """
+    rows = _held_out(histories, split)
+    asked = np.unique(histories.event_user[histories.split == SPLITS.index(split)])
+    known = histories.before(split).rows(asked)
+    lists = np.zeros((len(histories), k), np.int32)
+    if len(asked):
+        found, _ = recommender.top_k(known, k=k)
+        lists[asked] = np.maximum(found, 0)
+    predictions = {task: np.zeros(0, np.float32) for task in tasks}
+    if len(rows) and tasks:
+        position = np.searchsorted(asked, histories.event_user[rows])
+        context = PairContext(
+            {name: values[rows] for name, values in histories.numbers.items()},
+            {name: codes[rows] for name, codes in histories.categories.items()},
+        )
+        scored = recommender.score_pairs(
+            known, position, histories.item_index[rows], context=context
+        )
+        predictions = {task: scored[task].astype(np.float32) for task in tasks}
+    return lists, predictions
+
+
+def ask_model(
+    config: Config, *, dataset: str, bundle: str, histories: Histories, splits: Sequence[str]
+) -> Answered:
+    """Let actors answer for all users and put the answers in the order of `histories`."""
+    tasks = [task.name for task in label_tasks(config)]
+    k = config.evaluate.k
+    actors = max(1, min(config.score.actors, int(cluster_cpus())))
+    rows = (
+        ray.data.read_parquet(_absolute(storage.join(dataset, "histories")))
+        .map_batches(
+            RankUsers,
+            fn_constructor_args=(_absolute(bundle), config, list(splits)),
+            batch_size=config.score.batch_size,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=1,
+        )
+        .iter_batches(batch_size=None, batch_format="pyarrow")
+    )
+    table = pa.concat_tables(list(rows))
+    order = pa.compute.index_in(
+        pa.array(histories.user_ids.tolist(), pa.string()), table.column("user_id")
+    )
+    assert order.null_count == 0, "every user has an answer"
+    table = table.take(order).combine_chunks()
+    answered: Answered = {}
+    for split in splits:
+        flat = table.column(f"{split}_items").combine_chunks().flatten().to_numpy()
+        held_out = _held_out(histories, split)
+        predictions = {}
+        for task in tasks:
+            values = table.column(f"{split}_task_{task}").combine_chunks().flatten().to_numpy()
+            labelled = baselines.labelled_rows(histories, task, split)
+            predictions[task] = values[np.searchsorted(held_out, labelled)].astype(np.float64)
+        lists = flat.astype(np.int32).reshape(len(histories), k)
+        answered[split] = {MODEL: Answers(lists, predictions)}
+    return answered
+
+
+# ---- the baselines ------------------------------------------------------------------------------
+
+
+def ask_baselines(
+    config: Config, histories: Histories, num_items: int, answered: Answered
+) -> tuple[dict[str, Tree], list[str]]:
+    """Tune and fit every baseline of the configuration and add what it says to `answered`.
+
+    Validation answers are those of the tuned baseline fitted on train, test answers those of the
+    same settings fitted on train and validation.
+
+    Returns:
+        What tuning chose, by baseline and task, and notes on what was left out.
+    """
+    tuned: dict[str, Tree] = {}
+    notes: list[str] = []
+    k, seed = config.evaluate.k, config.run.seed
+    retrieval = next(task.name for task in config.tasks if task.kind == "retrieval")
+    wanted = baselines.order_of(config.evaluate.baselines)
+    for name in wanted:
+        started = time.perf_counter()
+        if name in baselines.DENSE_BASELINES and num_items - 2 > config.evaluate.max_dense_items:
+            notes.append(
+                f"{name} was left out: the catalogue has {num_items - 2} items, more than "
+                f"evaluate.max_dense_items = {config.evaluate.max_dense_items}"
+            )
+            continue
+        if name in baselines.RANKING_BASELINES:
+            found, lists = baselines.tune_ranking(name, histories, num_items, k=k, seed=seed)
+            tuned[name] = {retrieval: _tuned_json(found, f"ndcg@{k}")}
+            for split in answered:
+                if split == "test":
+                    known = histories.before(split)
+                    model = baselines.fit_ranking(
+                        name, known, num_items, seed=seed, settings=found.settings
+                    )
+                    lists = baselines.rank(model, known, num_items, k=k)
+                answered[split][name] = Answers(lists, {})
+        else:
+            _ask_pointwise(config, name, histories, num_items, answered, tuned)
+        event(logger, "evaluate.baseline", name=name, seconds=time.perf_counter() - started)
+    if "recent_popularity" in wanted and not np.isfinite(histories.timestamp).any():
+        notes.append("recent_popularity equals popularity: the interactions have no times")
+    return tuned, notes
+
+
+def _ask_pointwise(
+    config: Config,
+    name: str,
+    histories: Histories,
+    num_items: int,
+    answered: Answered,
+    tuned: dict[str, Tree],
+) -> None:
+    predictions: dict[str, dict[str, Floats]] = {split: {} for split in answered}
+    chosen: Tree = {}
+    for task in label_tasks(config):
+        found = baselines.tune_pointwise(name, histories, task.name, num_items, kind=task.kind)
+        chosen[task.name] = _tuned_json(found, "logloss" if task.kind == "binary" else "rmse")
+        bounds = (task.min, task.max) if isinstance(task, RegressionTask) else (0.0, 1.0)
+        for split in answered:
+            model = baselines.fit_pointwise(
+                name, histories.before(split), task.name, num_items, settings=found.settings
+            )
+            rows = baselines.labelled_rows(histories, task.name, split)
+            raw = model.predict(histories.event_user[rows], histories.item_index[rows])
+            predictions[split][task.name] = baselines.clip_prediction(raw, task.kind, *bounds)
+    if chosen:
+        tuned[name] = chosen
+        for split in answered:
+            answered[split][name] = Answers(None, predictions[split])
+
+
+def _tuned_json(found: baselines.Tuned, metric: str) -> Tree:
+    tree: Tree = {"settings": dict(found.settings), "tried": found.tried}
+    return {**tree, f"validation_{metric}": found.value} if np.isfinite(found.value) else tree
+
+
+# ---- parts --------------------------------------------------------------------------------------
+
+
+def _check(shipped: Bundle, items: pa.Table, place: str) -> None:
+    if "test" in shipped.fitted_on:
+        raise ArtifactError(
+            f"the bundle at {place} was fitted on {', '.join(shipped.fitted_on)}: "
+            "figures on test would be about events that it has seen\n"
+            "evaluate a bundle that was trained with train.refit: false"
+        )
+    if shipped.items.column("item_id").to_pylist() != items.column("item_id").to_pylist():
+        raise ArtifactError(
+            f"the bundle at {place} has {shipped.items.num_rows} items that are not the dataset's "
+            f"{items.num_rows}\nevaluate it on the dataset that it was trained from, or train anew"
+        )
+
+
+def _item_facts(shipped: Bundle, items: pa.Table) -> ItemFacts:
+    train_count = np.zeros(items.num_rows + 2, np.int64)
+    train_count[items.column("item_index").to_numpy()] = items.column("train_count").to_numpy()
+    text = shipped.vectors.text
+    return ItemFacts(train_count, shipped.vectors.content if text is None else text)
+
+
+def _held_out(histories: Histories, split: str) -> NDArray[np.int64]:
+    """Give the positions of the events of a split whose item is known."""
+    chosen = (histories.split == SPLITS.index(split)) & (histories.item_index >= 2)
+    return np.flatnonzero(chosen)
+
+
+def _absolute(path: str) -> str:
+    """Make a local path absolute: actors have another current directory."""
+    return os.path.abspath(path) if "://" not in path else path

@@ -1,0 +1,272 @@
+"""The tree of `report.json`, and its short form for a console. Pure.
+
+`evaluate.py` brings what the model and every baseline say about each split; this module has it
+measured (`comparison.py`) and puts the numbers into their lasting form, which `report_page.py`
+makes a page of. Figures that are undefined are absent, and a note says why.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtrec import baselines, comparison
+from mtrec.comparison import MODEL, Draws, Figures, ItemFacts, Rows, Tree
+from mtrec.config import BinaryTask, Config, RegressionTask
+from mtrec.data.histories import SPLITS, Histories
+from mtrec.metrics import LOWER_IS_BETTER, Figure, Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one method says about one split.
+
+    Attributes:
+        lists: (U, k) int32 positions, best first, padded with 0; None: the method does not rank.
+        predictions: task -> (P,) float64, for the labelled rows of the split in their order.
+    """
+
+    lists: NDArray[np.int32] | None
+    predictions: dict[str, Floats]
+
+
+Answered = dict[str, dict[str, Answers]]
+"""Split -> method -> answers."""
+
+
+def build_report(
+    config: Config,
+    *,
+    histories: Histories,
+    items: ItemFacts,
+    answered: Answered,
+    tuned: Mapping[str, Tree],
+    notes: Sequence[str],
+) -> Tree:
+    """Turn answers into the tree of `report.json`; pure.
+
+    Args:
+        config: the run.
+        histories: all events.
+        items: what metrics need of the items.
+        answered: what the model and the baselines say about each split.
+        tuned: what tuning chose.
+        notes: what a reader must know; notes on absent figures are added.
+    """
+    notes = list(notes)
+    draws = Draws(config.evaluate.bootstrap_samples, config.run.seed)
+    test = _measure(config, histories, items, answered.get("test", {}), "test", draws)
+    no_draws = Draws(0, config.run.seed)
+    validation = _measure(
+        config, histories, items, answered.get("validation", {}), "validation", no_draws
+    )
+    for split, figures in (("test", test), ("validation", validation)):
+        for task in config.tasks:
+            if not any(figures.get(task.name, {}).get(MODEL, {}).values()):
+                notes.append(f"{task.name}: no figures on {split}, there are no held-out rows")
+    model = {name: comparison.values_json(f[MODEL]) for name, f in test.items() if MODEL in f}
+    names = [name for name in answered.get("test", {}) if name != MODEL]
+    report: Tree = {
+        "protocol": _protocol(config, histories, items),
+        "model": model,
+        "baselines": {name: _of(test, name, comparison.values_json) for name in names},
+        "intervals": {name: _of(test, name, comparison.intervals_json) for name in [MODEL, *names]},
+        "differences": {
+            name: {
+                task: comparison.differences_json(figures[MODEL], figures[name])
+                for task, figures in test.items()
+                if name in figures
+            }
+            for name in names
+        },
+        "slices": _slices(config, histories, items, answered.get("test", {})),
+        "validation": {
+            "model": _of(validation, MODEL, comparison.values_json),
+            "baselines": {name: _of(validation, name, comparison.values_json) for name in names},
+        },
+        "tuned": dict(tuned),
+        "notes": notes,
+    }
+    return {**report, **_pictures(config, histories, answered.get("test", {}))}
+
+
+def summary_table(report: Mapping[str, Any]) -> str:
+    """Give the main figures as text: for each task the model beside its baselines.
+
+    Args:
+        report: the tree of `report.json`.
+    """
+    k = report["protocol"]["k"]
+    shown = {
+        "retrieval": [f"ndcg@{k}", f"hr@{k}", f"recall@{k}", f"mrr@{k}", f"coverage@{k}"],
+        "regression": ["rmse", "mae"],
+        "binary": ["auc", "logloss", "ece"],
+    }
+    tables = []
+    for task, kind in report["protocol"]["tasks"].items():
+        methods = {MODEL: report["model"], **report["baselines"]}
+        values = {name: tree[task] for name, tree in methods.items() if tree.get(task)}
+        names = [name for name in shown[kind] if any(name in found for found in values.values())]
+        if not names:
+            continue
+        lines = [f"{task:<20}" + "".join(f"{name:>12}" for name in names)]
+        for method, found in values.items():
+            cells = (f"{found[name]:.4f}" if name in found else "-" for name in names)
+            label = "mtrec" if method == MODEL else method
+            lines.append(f"  {label:<18}" + "".join(f"{cell:>12}" for cell in cells))
+        against = _against_best(report, task, names[0])
+        tables.append("\n".join([*lines, *([against] if against else [])]))
+    notes = [f"note: {note}" for note in report.get("notes", [])]
+    return "\n\n".join([*tables, *(["\n".join(notes)] if notes else [])])
+
+
+def _against_best(report: Mapping[str, Any], task: str, metric: str) -> str:
+    """Say how far the model is from the best baseline, with the paired interval."""
+    found = {
+        name: tree[task][metric]
+        for name, tree in report["baselines"].items()
+        if metric in tree.get(task, {})
+    }
+    if not found:
+        return ""
+    sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
+    best = min(found, key=lambda name: sign * found[name])
+    entry = report["differences"][best].get(task, {}).get(metric, {})
+    if "relative" not in entry:
+        return ""
+    low, high = entry["relative_interval"]
+    return (
+        f"  {metric} against the best baseline, {best}: {100 * entry['relative']:+.1f} % "
+        f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+    )
+
+
+def _of(
+    measured: Mapping[str, Figures], name: str, to_json: Callable[[Mapping[str, Figure]], object]
+) -> Tree:
+    return {task: to_json(figures[name]) for task, figures in measured.items() if name in figures}
+
+
+def _measure(
+    config: Config,
+    histories: Histories,
+    items: ItemFacts,
+    answers: Mapping[str, Answers],
+    split: str,
+    draws: Draws,
+) -> dict[str, Figures]:
+    """Give task -> method -> metric -> figure on one split; tasks without rows are left out."""
+    measured: dict[str, Figures] = {}
+    for task in config.tasks:
+        if isinstance(task, RegressionTask | BinaryTask):
+            rows = _rows(histories, task, split)
+            predictions = _predictions(answers, task.name)
+            if len(rows.truth) and predictions:
+                measured[task.name] = comparison.compare_predictions(predictions, rows, draws)
+        else:
+            relevance = baselines.relevant_items(histories, split, len(items.train_count))
+            lists = _lists(answers)
+            if relevance.count.any() and lists:
+                measured[task.name] = comparison.compare_lists(lists, relevance, items, draws)
+    return measured
+
+
+def _slices(
+    config: Config,
+    histories: Histories,
+    items: ItemFacts,
+    answers: Mapping[str, Answers],
+) -> Tree:
+    length = np.diff(histories.before("test").offsets)
+    slices: Tree = {}
+    for task in config.tasks:
+        if isinstance(task, RegressionTask | BinaryTask):
+            slices[task.name] = comparison.slice_predictions(
+                _predictions(answers, task.name),
+                _rows(histories, task, "test"),
+                history_length=length,
+            )
+        else:
+            slices[task.name] = comparison.slice_lists(
+                _lists(answers),
+                baselines.relevant_items(histories, "test", len(items.train_count)),
+                history_length=length,
+                train_count=items.train_count,
+            )
+    return {name: found for name, found in slices.items() if found}
+
+
+def _pictures(
+    config: Config, histories: Histories, answers: Mapping[str, Answers]
+) -> dict[str, Tree]:
+    """Give the calibration of binary tasks and the spread of predictions of regression tasks."""
+    calibration: Tree = {}
+    predicted: Tree = {}
+    for task in label_tasks(config):
+        rows = _rows(histories, task, "test")
+        for name, prediction in _predictions(answers, task.name).items():
+            if name != "mean" and len(rows.truth):
+                if task.kind == "binary":
+                    found = comparison.calibration(rows, prediction)
+                    calibration[task.name] = {**_tree(calibration, task.name), name: found}
+                else:
+                    spread = comparison.predicted_by_truth(rows, prediction)
+                    predicted[task.name] = {**_tree(predicted, task.name), name: spread}
+    return {"calibration": calibration, "predicted_by_truth": predicted}
+
+
+def _tree(tree: Tree, name: str) -> Tree:
+    found = tree.get(name, {})
+    assert isinstance(found, dict)
+    return found
+
+
+def _protocol(config: Config, histories: Histories, items: ItemFacts) -> Tree:
+    """Say how the figures were made, in the words that a reader needs to repeat them."""
+    k = config.evaluate.k
+    test = baselines.relevant_items(histories, "test", len(items.train_count))
+    held_out = histories.split == SPLITS.index("test")
+    return {
+        "data": config.data.source or os.path.basename(config.data.interactions.path),
+        "users": len(histories),
+        "items": len(items.train_count) - 2,
+        "events": {
+            name: int((histories.split == position).sum()) for position, name in enumerate(SPLITS)
+        },
+        "split": config.data.split.method,
+        "seed": config.run.seed,
+        "k": k,
+        "test_users": int((test.count > 0).sum()),
+        "test_events_of_unknown_items": int((held_out & (histories.item_index < 2)).sum()),
+        "tasks": {task.name: task.kind for task in config.tasks},
+        "ranking": "the whole catalogue, items of the user's history left out, ties by position",
+        "history": "the user's events before the split: train for validation, train and "
+        "validation for test",
+        "relevance": "binary; mean over users with a held-out item; ideal gain over min(|R|, k)",
+        "baselines": "tuned on validation, then fitted on train and validation for test",
+        "intervals": f"percentile bootstrap, 95 %, {config.evaluate.bootstrap_samples} resamples "
+        "of users, the same for every method",
+        "lower_is_better": sorted(LOWER_IS_BETTER),
+    }
+
+
+def _rows(histories: Histories, task: RegressionTask | BinaryTask, split: str) -> Rows:
+    rows = baselines.labelled_rows(histories, task.name, split)
+    truth = histories.labels[task.name][rows].astype(np.float64)
+    return Rows(histories.event_user[rows], truth, task.kind)
+
+
+def _lists(answers: Mapping[str, Answers]) -> dict[str, NDArray[np.int32]]:
+    return {name: a.lists for name, a in answers.items() if a.lists is not None}
+
+
+def _predictions(answers: Mapping[str, Answers], task: str) -> dict[str, Floats]:
+    return {name: a.predictions[task] for name, a in answers.items() if task in a.predictions}
+
+
+def label_tasks(config: Config) -> list[RegressionTask | BinaryTask]:
+    """List the tasks that predict labels."""
+    return [task for task in config.tasks if isinstance(task, RegressionTask | BinaryTask)]

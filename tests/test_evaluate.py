@@ -1,0 +1,194 @@
+"""The evaluate stage on a small bundle: answers in order, the report written, refusals."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mtrec import storage
+from mtrec.bundle import load_bundle
+from mtrec.data.histories import Histories
+from mtrec.errors import ArtifactError, DataError
+
+if TYPE_CHECKING:
+    from small_bundle import Small
+
+    from mtrec.config import Config
+
+
+def _split(histories: Histories) -> Histories:
+    """Hold out each user's last event for test and the last but one for validation."""
+    split = np.zeros(histories.num_events, np.int8)
+    split[histories.offsets[1:] - 1] = 2
+    long = np.diff(histories.offsets) >= 3
+    split[histories.offsets[1:][long] - 2] = 1
+    return replace(histories, split=split)
+
+
+def _dataset(small: "Small", folder: Path, histories: Histories) -> str:
+    """Write the small dataset with these histories, two users in the first part."""
+    os.makedirs(folder / "histories")
+    for name in ("items.parquet", "users.parquet", "transform.json"):
+        (folder / name).write_bytes((small.dataset / name).read_bytes())
+    users = np.arange(len(histories))
+    for part, rows in enumerate((users[:2], users[2:])):
+        pq.write_table(
+            histories.rows(rows).to_table(), folder / "histories" / f"part-{part}.parquet"
+        )
+    return str(folder)
+
+
+def _config(small: "Small", **evaluate: object) -> "Config":
+    values = {"k": 4, "bootstrap_samples": 100, **evaluate}
+    section = small.config.evaluate.model_copy(update=values)
+    return small.config.model_copy(update={"evaluate": section})
+
+
+def test_an_answer_uses_only_events_before_the_split(small: "Small") -> None:
+    from mtrec.evaluate import answer
+    from mtrec.recommender import Recommender
+
+    recommender = Recommender(load_bundle(small.path))
+    histories = _split(small.histories)
+    lists, predictions = answer(recommender, histories, "test", k=4, tasks=["stars"])
+    known = histories.before("test")
+    expected, _ = recommender.top_k(known.rows([5]), k=4)
+    assert lists[5].tolist() == np.maximum(expected[0], 0).tolist()
+    # What comes after the split decides nothing.
+    item_index = np.where(histories.split == 2, 2, histories.item_index).astype(np.int32)
+    again, _ = answer(
+        recommender, replace(histories, item_index=item_index), "test", k=4, tasks=["stars"]
+    )
+    np.testing.assert_array_equal(again, lists)
+    assert len(predictions["stars"]) == int((histories.split == 2).sum())
+
+
+def test_lists_hold_nothing_of_the_history_and_unasked_users_have_none(small: "Small") -> None:
+    from mtrec.evaluate import answer
+    from mtrec.recommender import Recommender
+
+    histories = _split(small.histories)
+    recommender = Recommender(load_bundle(small.path))
+    lists, _ = answer(recommender, histories, "validation", k=4, tasks=[])
+    known = histories.before("validation")
+    for user in range(len(histories)):
+        seen = known.item_index[known.offsets[user] : known.offsets[user + 1]]
+        assert not np.isin(lists[user], seen).any()
+    assert (lists[3] == 0).all()  # one event only: nothing held out for validation
+    assert (lists[5] >= 2).all()
+
+
+def test_an_evaluated_bundle_knows_the_popularity_of_train_only(small: "Small") -> None:
+    from mtrec.evaluate import as_evaluated
+
+    bundle = load_bundle(small.path)
+    config = small.config.model_copy(
+        update={"score": small.config.score.model_copy(update={"weights": {"like": 1.0}})}
+    )
+    evaluated = as_evaluated(bundle, config)
+    assert evaluated.popular.tolist() == [0, 0] + [1] * 12
+    assert evaluated.config.score.weights == {"like": 1.0}
+
+
+@pytest.mark.ray
+def test_evaluate_writes_report_and_page(small: "Small", tmp_path: Path, ray_local: None) -> None:
+    from mtrec.evaluate import evaluate
+
+    dataset = _dataset(small, tmp_path / "dataset", _split(small.histories))
+    config = _config(small, max_dense_items=5)
+    manifest = evaluate(
+        config,
+        dataset=dataset,
+        bundle=str(small.bundles),
+        path=str(tmp_path / "report"),
+        key="k",
+        parents={"dataset": "d"},
+    )
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (manifest.kind, manifest.key) == ("report", "k")
+    assert report["bundle"]["version"] == small.version
+    assert set(report["model"]) == {"click", "stars", "like"}
+    assert {"random", "bigram", "itemknn", "ials", "bias"} <= set(report["baselines"])
+    assert any("ease was left out: the catalogue has 12 items" in n for n in report["notes"])
+    assert "</html>" in (tmp_path / "report" / "report.html").read_text()
+    # The model's figures are those of its answers, whatever the parts and batches.
+    from mtrec.evaluate import answer, as_evaluated
+    from mtrec.recommender import Recommender
+
+    histories = _split(small.histories)
+    recommender = Recommender(as_evaluated(load_bundle(small.path), config))
+    lists, predictions = answer(recommender, histories, "test", k=4, tasks=["stars", "like"])
+    last = histories.offsets[1:] - 1
+    hits = (lists == histories.item_index[last][:, None]).any(1)
+    assert report["model"]["click"]["hr@4"] == pytest.approx(hits.mean())
+    labelled = np.isfinite(histories.labels["stars"][last])
+    error = predictions["stars"] - histories.labels["stars"][last]
+    expected = np.sqrt((error[labelled].astype(np.float64) ** 2).mean())
+    assert report["model"]["stars"]["rmse"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.ray
+def test_without_held_out_events_evaluate_says_so(
+    small: "Small", tmp_path: Path, ray_local: None
+) -> None:
+    from mtrec.evaluate import evaluate
+
+    evaluate(
+        _config(small),
+        dataset=_dataset(small, tmp_path / "dataset", small.histories),
+        bundle=small.path,
+        path=str(tmp_path / "report"),
+        key="k",
+        parents={},
+    )
+    report = storage.read_json(str(tmp_path / "report" / "report.json"))
+    assert report["model"] == {}
+    assert any("no figures on test" in note for note in report["notes"])
+
+
+def test_a_bundle_that_was_fitted_on_test_is_refused(
+    small: "Small", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtrec import evaluate
+
+    bundle = replace(load_bundle(small.path), fitted_on=["train", "validation", "test"])
+    monkeypatch.setattr(evaluate, "load_bundle", lambda path: bundle)
+    with pytest.raises(ArtifactError, match="was fitted on train, validation, test"):
+        evaluate.evaluate(
+            small.config,
+            dataset=str(small.dataset),
+            bundle=small.path,
+            path=str(tmp_path / "report"),
+            key="k",
+            parents={},
+        )
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_dataset_with_other_items_is_refused(small: "Small", tmp_path: Path) -> None:
+    from mtrec.evaluate import evaluate
+
+    dataset = _dataset(small, tmp_path / "dataset", small.histories)
+    items = pq.read_table(tmp_path / "dataset" / "items.parquet")
+    pq.write_table(items.slice(0, 7), tmp_path / "dataset" / "items.parquet")
+    with pytest.raises(ArtifactError, match="12 items that are not the dataset's 7"):
+        evaluate(
+            small.config,
+            dataset=dataset,
+            bundle=small.path,
+            path=str(tmp_path / "report"),
+            key="k",
+            parents={},
+        )
+
+
+def test_a_dataset_without_users_is_refused(tmp_path: Path) -> None:
+    from mtrec.evaluate import read_histories
+
+    with pytest.raises(DataError, match="has no users"):
+        read_histories(str(tmp_path))
