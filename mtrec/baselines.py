@@ -54,7 +54,7 @@ GRIDS: dict[str, list[dict[str, float]]] = {
     ],
     "bias": [
         {"reg_user": reg_user, "reg_item": reg_item}
-        for reg_user in (2, 5, 10, 20)
+        for reg_user in (2, 5, 10, 20, 40)
         for reg_item in (1, 2, 5, 10)
     ],
 }

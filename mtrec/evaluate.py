@@ -24,7 +24,7 @@ from mtrec.config import Config, RegressionTask
 from mtrec.data.histories import SPLITS, Histories
 from mtrec.errors import ArtifactError, DataError
 from mtrec.metrics import Floats
-from mtrec.rayrun import cluster_cpus
+from mtrec.rayrun import cluster_cpus, cluster_gpus
 from mtrec.recommender import PairContext, Recommender
 from mtrec.report import Answered, Answers, build_report, label_tasks
 from mtrec.report_page import render_html
@@ -118,8 +118,9 @@ def read_histories(dataset: str) -> Histories:
 class RankUsers:
     """Hold a `Recommender` in an actor and answer for batches of users' histories."""
 
-    def __init__(self, bundle: str, config: Config, splits: Sequence[str]) -> None:
-        self._recommender = Recommender(as_evaluated(load_bundle(bundle), config), threads=1)
+    def __init__(self, bundle: str, config: Config, splits: Sequence[str], device: str) -> None:
+        evaluated = as_evaluated(load_bundle(bundle), config)
+        self._recommender = Recommender(evaluated, device=device, threads=1)
         self._k = config.evaluate.k
         self._splits = splits
         self._tasks = [task.name for task in label_tasks(config)]
@@ -205,16 +206,23 @@ def ask_model(
     """Let actors answer for all users and put the answers in the order of `histories`."""
     tasks = [task.name for task in label_tasks(config)]
     k = config.evaluate.k
-    actors = max(1, min(config.score.actors, int(cluster_cpus())))
+    gpus = int(cluster_gpus())
+    actors = min(config.score.actors, gpus or max(1, int(cluster_cpus())))
     rows = (
         ray.data.read_parquet(_absolute(storage.join(dataset, "histories")))
         .map_batches(
             RankUsers,
-            fn_constructor_args=(_absolute(bundle), config, list(splits)),
+            fn_constructor_args=(
+                _absolute(bundle),
+                config,
+                list(splits),
+                "cuda" if gpus else "cpu",
+            ),
             batch_size=config.score.batch_size,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=1,
+            num_gpus=1 if gpus else None,
         )
         .iter_batches(batch_size=None, batch_format="pyarrow")
     )

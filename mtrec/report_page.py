@@ -131,7 +131,7 @@ class _Page:
                 parts.append(
                     _figure(
                         f"{_metric(metric)}, model against each",
-                        f"{task}, relative difference, paired",
+                        f"{task}, relative difference, paired, to the stronger baselines",
                         dots(relative, title="relative differences", form=_percent, zero=True),
                     )
                 )
@@ -392,11 +392,16 @@ class _Page:
         return sorted(rows, key=lambda row: row.value, reverse=reverse)
 
     def _relative(self, task: str, metric: str) -> list[Bar]:
+        """List the strongest baselines: far weaker ones would stretch the axis beyond reading."""
+        best = self._best_baseline(task, metric)
         rows = []
         for method in self._methods(task)[1:]:
             entry = self.report["differences"].get(method, {}).get(task, {}).get(metric, {})
-            # Against chance the ratio is so large that nothing else could be told apart.
-            if "relative" in entry and method != "random":
+            if best is None or "relative" not in entry:
+                continue
+            if metric in self.lower or (
+                self._values(method, task)[metric] >= 0.5 * self._values(best, task)[metric]
+            ):
                 low, high = entry["relative_interval"]
                 rows.append(Bar(_method(method), entry["relative"], low, high, "a"))
         return sorted(rows, key=lambda row: row.value, reverse=metric in self.lower)

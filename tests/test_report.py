@@ -36,7 +36,8 @@ def _report(histories: Histories, *, splits: tuple[str, ...] = ("validation", "t
     users = len(histories)
     answered = {}
     for split in splits:
-        rows = int((histories.split == (1 if split == "validation" else 2)).sum())
+        known = histories.item_index >= 2
+        rows = int((known & (histories.split == (1 if split == "validation" else 2))).sum())
         found = np.tile(np.array([5, 6, 7], np.int32), (users, 1))
         found[0] = [6, 5, 7]  # one user has the test item at place 2
         popular = np.tile(np.array([6, 7, 8], np.int32), (users, 1))
@@ -59,6 +60,16 @@ def test_report_has_the_promised_keys_and_is_json() -> None:
     report = _report(_histories())
     assert {"protocol", "model", "baselines", "slices", "intervals"} <= set(report)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_protocol_counts_events_users_and_test_events_without_an_item() -> None:
+    histories = _histories()
+    histories.item_index[3] = 1  # the first user's test event
+    protocol = _report(histories)["protocol"]
+    assert protocol["events"] == {"train": 12, "validation": 6, "test": 6}
+    assert (protocol["users"], protocol["test_users"], protocol["items"]) == (6, 6, 7)
+    assert protocol["test_events_of_unknown_items"] == 1
+    assert protocol["tasks"] == {"click": "retrieval", "stars": "regression", "like": "binary"}
 
 
 def test_figures_are_found_by_method_task_and_metric() -> None:
