@@ -1,0 +1,370 @@
+"""The model to ship: one immutable folder with all that it takes to answer, written and read here.
+
+`train` saves a bundle from a trained model and a dataset; `Recommender` loads it and needs nothing
+else. JSON, safetensors, npy and Parquet only: reading a bundle runs none of its bytes as code. A
+reader checks every file against the manifest before it trusts one. Nothing here ranks anything.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyarrow import fs
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mtrec import storage
+from mtrec.catalogue import NUM_SPECIAL
+from mtrec.config import Config, parse_config
+from mtrec.data.features import FeatureTransform
+from mtrec.data.histories import Histories
+from mtrec.errors import ArtifactError, ConfigError
+from mtrec.model.network import ModelSizes, MultiTaskModel, build_model
+from mtrec.text.spec import EncoderSpec
+from mtrec.userstore import UserStore, build_user_store, read_parquet
+
+KIND = "bundle"
+CURRENT = "CURRENT"
+"""Name of the text file in `bundles/` that holds the newest good version."""
+
+_VERSION = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9A-Za-z_]{1,8}(-[0-9]+)?")
+_ITEM_ARRAYS = ("item_content", "item_collaborative", "item_bias")
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInfo:
+    """Which text encoder made the vectors.
+
+    Attributes:
+        id: of the encoder, precision included.
+        name: as configured.
+        dim: width of a vector.
+        model_id: of the encoder, whatever its precision; empty if not known.
+    """
+
+    id: str
+    name: str
+    dim: int
+    model_id: str = ""
+
+    def is_made_by(self, spec: EncoderSpec) -> bool:
+        """Tell whether an encoder's vectors may stand beside these; precision does not matter."""
+        if self.dim != spec.dim:
+            return False
+        return self.id == spec.id or self.model_id in (spec.model_id, "")
+
+
+@dataclass(frozen=True, slots=True)
+class ItemArrays:
+    """Vectors of the N items that a trained model gives, rows 0 and 1 zeros.
+
+    Attributes:
+        content: (N, D) float32.
+        collaborative: (N, D) float32.
+        bias: (N,) float32.
+        text: (N, W), vectors of the text encoder, zeros for items without text; None: no text.
+    """
+
+    content: NDArray[np.float32]
+    collaborative: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    text: NDArray[np.floating] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle that was read and checked.
+
+    Attributes:
+        path: the local folder that holds it.
+        version: its name.
+        config: the configuration of the run that made it.
+        sizes: what the data decided about the model.
+        encoder: the text encoder of its vectors; None without text.
+        transform: turns item, user and event columns into model inputs.
+        items: the catalogue, row i is the item at position i + 2.
+        model: on the CPU, in evaluation mode.
+        vectors: what the model gives for the catalogue.
+        users: what answers by user id.
+        popular: (N,) int64, kept events per item.
+        metrics: validation values of the exported epoch.
+        fitted_on: the splits that the model was fitted on.
+        created: time of training, ISO 8601 in UTC.
+    """
+
+    path: str
+    version: str
+    config: Config
+    sizes: ModelSizes
+    encoder: EncoderInfo | None
+    transform: FeatureTransform
+    items: pa.Table
+    model: MultiTaskModel
+    vectors: ItemArrays
+    users: UserStore
+    popular: NDArray[np.int64]
+    metrics: dict[str, Any]
+    fitted_on: list[str]
+    created: str
+
+
+def save_bundle(
+    bundles: str,
+    *,
+    config: Config,
+    model: MultiTaskModel,
+    sizes: ModelSizes,
+    transform: FeatureTransform,
+    dataset: str,
+    vectors: ItemArrays,
+    user_text: NDArray[np.floating] | None = None,
+    encoder: EncoderInfo | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    fitted_on: Sequence[str] = ("train",),
+    key: str,
+    parents: Mapping[str, str] | None = None,
+) -> str:
+    """Write a new bundle version, point `CURRENT` at it and give the version's name.
+
+    Args:
+        bundles: folder or URI that holds the versions.
+        config: the resolved configuration.
+        model: its `state_dict` is saved.
+        sizes: what `build_model` needs beside the configuration.
+        transform: the dataset's.
+        dataset: folder or URI of the dataset; its items, users and all kept events go in.
+        vectors: what the model gives for the catalogue, and the items' text vectors.
+        user_text: (U, W), one row for each row of the dataset's users, zeros where a user has no
+            text; None: users have no text.
+        encoder: of the text vectors.
+        metrics: JSON-like, goes to `metrics.json`.
+        fitted_on: the splits whose events the weights have seen.
+        key: hash of the work; its first 8 characters end the version's name.
+        parents: ids of the artifacts that it was made from.
+    """
+    items = read_parquet(storage.join(dataset, "items.parquet"))
+    num_items = items.num_rows + NUM_SPECIAL
+    assert num_items == sizes.num_items == len(vectors.bias), "one vector for each item"
+    created = datetime.now(UTC)
+    version = _free_version(bundles, f"{created:%Y%m%d-%H%M%S}-{key[:8]}")
+    target = storage.join(bundles, version)
+    with storage.write_artifact(target, kind=KIND, key=key, parents=parents) as writer:
+        local = storage.is_local(writer.path)
+        folder = storage.filesystem(writer.path)[1] if local else tempfile.mkdtemp()
+        try:
+            histories = _history_files(dataset)
+            save_file(
+                {
+                    # Cloned: safetensors refuses tensors that share memory.
+                    name: value.detach().cpu().contiguous().clone()
+                    for name, value in model.state_dict().items()
+                },
+                os.path.join(folder, "weights.safetensors"),
+            )
+            for name in _ITEM_ARRAYS:
+                values = np.asarray(getattr(vectors, name.removeprefix("item_")), np.float32)
+                np.save(os.path.join(folder, f"{name}.npy"), values, allow_pickle=False)
+            if vectors.text is not None:
+                text = np.asarray(vectors.text, np.float16)
+                np.save(os.path.join(folder, "item_text.npy"), text, allow_pickle=False)
+            pq.write_table(items, os.path.join(folder, "items.parquet"))
+            pq.write_table(_popular(histories, items), os.path.join(folder, "popular.parquet"))
+            build_user_store(
+                os.path.join(folder, "users"),
+                histories,
+                read_parquet(storage.join(dataset, "users.parquet")),
+                transform,
+                max_events=config.model.history.length,
+                text=user_text,
+            )
+            description = {
+                "config": config.model_dump(mode="json"),
+                "sizes": sizes.to_json(),
+                "encoder": _encoder_to_json(encoder),
+                "fitted_on": list(fitted_on),
+                "created": created.isoformat(timespec="seconds"),
+            }
+            for name, tree in (
+                ("config.json", description),
+                ("transform.json", transform.to_json()),
+                ("metrics.json", dict(metrics or {})),
+            ):
+                storage.write_json(os.path.join(folder, name), tree)
+            if not local:
+                system, inner = storage.filesystem(writer.path)
+                fs.copy_files(folder, inner, destination_filesystem=system)
+        finally:
+            if not local:
+                shutil.rmtree(folder, ignore_errors=True)
+        writer.details = {
+            "version": version,
+            "num_items": items.num_rows,
+            "fitted_on": list(fitted_on),
+            "encoder": _encoder_to_json(encoder),
+        }
+    storage.write_bytes(storage.join(bundles, CURRENT), version.encode() + b"\n")
+    return version
+
+
+def find_bundle(path: str) -> str:
+    """Give the folder of the version that a path means: itself, or what its `CURRENT` names.
+
+    Raises:
+        ArtifactError: the path holds neither a bundle nor a `CURRENT` that names one.
+    """
+    if storage.exists(storage.join(path, storage.MANIFEST)):
+        return path
+    try:
+        raw = storage.read_bytes(storage.join(path, CURRENT))
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} holds no bundle: neither {storage.MANIFEST} nor {CURRENT} found\n"
+            "give a version's folder or the bundles/ folder of a run; `mtrec train` makes one"
+        ) from error
+    version = raw.decode("utf-8", "replace").strip()
+    if not _VERSION.fullmatch(version):
+        raise ArtifactError(
+            f'{storage.join(path, CURRENT)} is damaged: found "{version[:60]}", expected the name '
+            "of a version\nwrite the name of a version's folder into it, or train again"
+        )
+    return storage.join(path, version)
+
+
+def load_bundle(path: str) -> Bundle:
+    """Read a bundle and check every file's hash, at a version's folder or through `CURRENT`.
+
+    Raises:
+        ArtifactError: there is none, a file is damaged, or the parts do not fit together.
+    """
+    place = find_bundle(path)
+    manifest = storage.read_manifest(place, KIND)
+    folder = _local_copy(place, manifest)
+    storage.verify(folder, manifest, hashes=True)
+    try:
+        return _read(folder, os.path.basename(place.rstrip("/")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise _unreadable(place, error) from error
+    except (ConfigError, SafetensorError, pa.ArrowException) as error:
+        raise _unreadable(place, error) from error
+
+
+def _read(folder: str, version: str) -> Bundle:
+    def tree(name: str) -> Any:
+        return storage.read_json(os.path.join(folder, name))
+
+    def array(name: str) -> NDArray[Any]:
+        values: NDArray[Any] = np.load(os.path.join(folder, name), allow_pickle=False)
+        return values
+
+    description = tree("config.json")
+    config = parse_config(description["config"], name="config.json")
+    sizes = ModelSizes.from_json(description["sizes"])
+    model = build_model(config.model, config.tasks, sizes)
+    model.load_state_dict(load_file(os.path.join(folder, "weights.safetensors")))
+    model.eval()
+    items = read_parquet(os.path.join(folder, "items.parquet"))
+    ids = items.column("item_id").to_pylist()
+    content, collaborative, bias = (array(f"{name}.npy") for name in _ITEM_ARRAYS)
+    has_text = os.path.exists(os.path.join(folder, "item_text.npy"))
+    text = None
+    if has_text:
+        # Mapped: only requests for what resembles a text read it.
+        text = np.load(os.path.join(folder, "item_text.npy"), mmap_mode="r", allow_pickle=False)
+    shape = (sizes.num_items, config.model.embedding_dim)
+    if (content.shape, collaborative.shape, bias.shape) != (shape, shape, shape[:1]) or len(
+        ids
+    ) + NUM_SPECIAL != sizes.num_items:
+        raise ValueError(f"item arrays do not have {sizes.num_items} rows")
+    popular = np.zeros(sizes.num_items, np.int64)
+    counts = read_parquet(os.path.join(folder, "popular.parquet"))
+    position = {item_id: at + NUM_SPECIAL for at, item_id in enumerate(ids)}
+    rows = [position[item_id] for item_id in counts.column("item_id").to_pylist()]
+    popular[rows] = counts.column("count").to_numpy()
+    encoder = description["encoder"]
+    return Bundle(
+        path=folder,
+        version=version,
+        config=config,
+        sizes=sizes,
+        encoder=EncoderInfo(**encoder) if encoder else None,
+        transform=FeatureTransform.from_json(tree("transform.json")),
+        items=items,
+        model=model,
+        vectors=ItemArrays(content, collaborative, bias, text),
+        users=UserStore(os.path.join(folder, "users")),
+        popular=popular,
+        metrics=tree("metrics.json"),
+        fitted_on=description["fitted_on"],
+        created=description["created"],
+    )
+
+
+def _unreadable(place: str, error: Exception) -> ArtifactError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ArtifactError(
+        f"the bundle at {place} cannot be read: {lines[0]:.200}\n"
+        "read it with the mtrec that wrote it, or train again"
+    )
+
+
+def _history_files(dataset: str) -> list[str]:
+    folder = storage.join(dataset, "histories")
+    return [
+        storage.join(folder, name)
+        for name in storage.list_files(folder)
+        if name.endswith(".parquet")
+    ]
+
+
+def _popular(histories: Sequence[str], items: pa.Table) -> pa.Table:
+    """Count kept events per item, most first; ties in the catalogue's order."""
+    counts = np.zeros(items.num_rows + NUM_SPECIAL, np.int64)
+    for path in histories:
+        part = Histories.from_table(read_parquet(path))
+        counts += np.bincount(part.item_index, minlength=len(counts))
+    counts = counts[NUM_SPECIAL:]
+    order = np.argsort(-counts, kind="stable")
+    ids = items.column("item_id").take(pa.array(order))
+    return pa.table({"item_id": ids, "count": counts[order]})
+
+
+def _free_version(bundles: str, name: str) -> str:
+    version, number = name, 2
+    while storage.exists(storage.join(bundles, version)):
+        version, number = f"{name}-{number}", number + 1
+    return version
+
+
+def _encoder_to_json(encoder: EncoderInfo | None) -> dict[str, Any] | None:
+    if encoder is None:
+        return None
+    return asdict(encoder)
+
+
+def _local_copy(place: str, manifest: storage.Manifest) -> str:
+    """Give a local folder with the bundle's files; a remote one is fetched once a machine.
+
+    Memory maps need local files. The copy is named after its content and checked like any other.
+    """
+    system, inner = storage.filesystem(place)
+    if storage.is_local(place):
+        return inner
+    folder = os.path.join(tempfile.gettempdir(), f"mtrec-bundle-{manifest.content[:32]}")
+    if not os.path.exists(folder):
+        work = f"{folder}.{uuid.uuid4().hex[:8]}"
+        fs.copy_files(inner, work, source_filesystem=system)
+        try:
+            os.rename(work, folder)
+        except OSError:  # another replica was first
+            shutil.rmtree(work, ignore_errors=True)
+    return folder

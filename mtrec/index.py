@@ -1,0 +1,162 @@
+"""Exact top-K search over the catalogue's item vectors, on a CPU or a GPU.
+
+The first step of every ranked list: `Recommender` asks it for candidates. It knows positions and
+vectors only: no ids, no users, no blending. Users are searched in blocks, so that the logits of a
+block fit a fixed memory; the answer does not depend on how users are put into blocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtrec.catalogue import NUM_SPECIAL
+
+# Further items that a block's search takes, so that float32 rounding decides nothing at rank k.
+_SLACK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search gives for B users, best first.
+
+    Attributes:
+        item_index: (B, k) int32, positions of items; -1 where a user has fewer than k.
+        logit: (B, k) float64, their logits; NaN where `item_index` is -1.
+        max_logit: (B,) float64, the best logit of any item that is not excluded for the user,
+            whether `allowed` or not; NaN if there is none.
+    """
+
+    item_index: NDArray[np.int32]
+    logit: NDArray[np.float64]
+    max_logit: NDArray[np.float64]
+
+
+class ExactIndex:
+    """Find the k items with the largest logit z_i = u . (content_i + collaborative_i) + bias_i.
+
+    Ties go to the smaller position. Logits are computed anew for what was found, pair by pair in
+    float64, so that they depend on neither the block nor the device.
+
+    Args:
+        content: (N, D) float32, rows 0 and 1 are never found.
+        collaborative: (N, D) float32.
+        bias: (N,) float32.
+        device: where the matrix product runs.
+        block_bytes: the logits of one block of users take at most so much memory (one user's
+            logits at least).
+    """
+
+    is_exact = True
+
+    def __init__(
+        self,
+        content: NDArray[np.float32],
+        collaborative: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        *,
+        device: str = "cpu",
+        block_bytes: int = 64 << 20,
+    ) -> None:
+        assert content.shape == collaborative.shape and bias.shape == content.shape[:1]
+        self._vectors = np.asarray(content, np.float32) + np.asarray(collaborative, np.float32)
+        self._bias = np.array(bias, np.float32)
+        self._device = torch.device(device)
+        self._vectors_on_device = torch.from_numpy(self._vectors).to(self._device)
+        self._block = max(1, block_bytes // (4 * max(1, len(self._bias))))
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows, the two special ones included."""
+        return len(self._bias)
+
+    def search(
+        self,
+        users: NDArray[np.float32],
+        k: int,
+        *,
+        exclude: Sequence[NDArray[np.integer]] | None = None,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> Found:
+        """Give each user's k best items.
+
+        Args:
+            users: (B, D) float32, finite.
+            k: items per user, at least 1.
+            exclude: for each user the positions that must not be found.
+            allowed: (N,) bool, the positions that may be found; by default all.
+        """
+        assert np.isfinite(users).all(), "user vectors must be finite"
+        item_index = np.full((len(users), k), -1, np.int32)
+        logit = np.full((len(users), k), np.nan)
+        max_logit = np.full(len(users), np.nan)
+        for start in range(0, len(users), self._block):
+            rows = slice(start, start + self._block)
+            item_index[rows], logit[rows], max_logit[rows] = self._search_block(
+                users[rows], k, exclude[rows] if exclude is not None else None, allowed
+            )
+        return Found(item_index, logit, max_logit)
+
+    def logits(
+        self, users: NDArray[np.float32], item_index: NDArray[np.integer]
+    ) -> NDArray[np.float64]:
+        """Compute the logits of given pairs: (B, D) users, (B, C) positions -> (B, C) float64."""
+        product = np.empty(item_index.shape, np.float64)
+        rows = max(1, (16 << 20) // (8 * self._vectors.shape[1] * max(1, item_index.shape[1])))
+        for start in range(0, len(users), rows):
+            part = slice(start, start + rows)
+            vectors = self._vectors[item_index[part]].astype(np.float64)
+            vectors *= users[part].astype(np.float64)[:, None, :]
+            product[part] = vectors.sum(axis=2)
+        result: NDArray[np.float64] = product + self._bias[item_index]
+        return result
+
+    def _search_block(
+        self,
+        users: NDArray[np.float32],
+        k: int,
+        exclude: Sequence[NDArray[np.integer]] | None,
+        allowed: NDArray[np.bool_] | None,
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
+        usable = np.ones(self.num_rows, bool)
+        usable[:NUM_SPECIAL] = False
+        bias = torch.from_numpy(np.where(usable, self._bias, -np.inf)).to(self._device)
+        queries = torch.from_numpy(np.ascontiguousarray(users, np.float32)).to(self._device)
+        logits = torch.addmm(bias, queries, self._vectors_on_device.T)
+        if exclude is not None and any(len(items) for items in exclude):
+            row = np.repeat(np.arange(len(users)), [len(items) for items in exclude])
+            column = np.concatenate([np.asarray(items, np.int64) for items in exclude])
+            logits[torch.from_numpy(row), torch.from_numpy(column)] = -torch.inf
+        best_value, best = logits.max(dim=1)
+        if allowed is not None:
+            logits.masked_fill_(~torch.from_numpy(allowed).to(self._device), -torch.inf)
+        chosen = _top(logits, min(k + _SLACK, self.num_rows)).cpu().numpy()
+        found = torch.isfinite(logits.gather(1, torch.from_numpy(chosen).to(self._device)))
+        exact = np.where(found.cpu().numpy(), self.logits(users, chosen), -np.inf)
+        order = np.lexsort((chosen, -exact), axis=1)[:, :k]
+        exact = np.take_along_axis(exact, order, axis=1)
+        item_index = np.full((len(users), k), -1, np.int32)
+        logit = np.full((len(users), k), np.nan)
+        some = np.isfinite(exact)
+        width = exact.shape[1]
+        item_index[:, :width] = np.where(some, np.take_along_axis(chosen, order, axis=1), -1)
+        logit[:, :width] = np.where(some, exact, np.nan)
+        max_logit = self.logits(users, best.cpu().numpy()[:, None])[:, 0]
+        # float32 may have taken the second best of two that are almost equal.
+        max_logit = np.fmax(max_logit, logit[:, 0])
+        return item_index, logit, np.where(np.isfinite(best_value.cpu().numpy()), max_logit, np.nan)
+
+
+def _top(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """Give each row's `count` largest columns, of equal ones the first: (B, count) int64."""
+    width = min(count + 1, logits.shape[1])
+    values, chosen = torch.topk(logits, width, dim=1)
+    # topk takes any of several equal values. It matters only where such a tie runs across the end.
+    if width > count:
+        tied = (values[:, count - 1] == values[:, count]) & torch.isfinite(values[:, count])
+        for row in torch.nonzero(tied).flatten().tolist():
+            order = torch.sort(logits[row], descending=True, stable=True).indices
+            chosen[row, :count] = order[:count]
+    return chosen[:, :count]

@@ -1,0 +1,450 @@
+"""From users' histories to ranked lists and predictions, as arrays: the steps behind every answer.
+
+User state, candidates from the index, ranking network, blend, list (README, "From candidates to
+score"). `Recommender` puts requests in front of it; `evaluate` and `score` come through
+`Recommender` too, so all three rank alike. It knows positions, not ids; no files, no Ray.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtrec.bundle import Bundle
+from mtrec.catalogue import NUM_SPECIAL
+from mtrec.config import ScoreConfig
+from mtrec.data.histories import Histories, history_batch, last_windows
+from mtrec.errors import RequestError
+from mtrec.index import ExactIndex
+from mtrec.model.network import Context, UserStates
+from mtrec.model.towers import FeatureInputs, ItemVectors
+from mtrec.rerank import blend, diversify, prediction_unit, retrieval_unit
+from mtrec.userstore import UserRows
+
+# Bound the memory of one pass, not its result.
+USERS_PER_BLOCK = 256
+_PAIRS_PER_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class PairContext:
+    """What is known when recommendations are asked for, R rows of users or pairs, as in the source.
+
+    Attributes:
+        numbers: context column -> (R,) values; NaN where missing.
+        categories: context column -> (R,) int32 vocabulary positions; 0 where missing.
+    """
+
+    numbers: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    categories: Mapping[str, NDArray[np.integer]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """B users of whom lists are wanted.
+
+    Attributes:
+        states: what the model makes of their histories.
+        is_cold: (B,) bool: nothing is known of the user, who shall get what is popular.
+        exclude: B arrays of positions that must not be listed.
+    """
+
+    states: UserStates
+    is_cold: NDArray[np.bool_]
+    exclude: Sequence[NDArray[np.integer]]
+
+    def rows(self, index: Sequence[int]) -> "Crowd":
+        """Give the users at these positions."""
+        chosen = torch.tensor(index, device=self.states.vector.device)
+        return Crowd(
+            self.states.rows(chosen),
+            self.is_cold[np.asarray(index)],
+            [self.exclude[at] for at in index],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How lists shall be made.
+
+    Attributes:
+        k: items in a list at most.
+        weights: weight of each task in the score; at least one is above 0.
+        diversity: 0 to 1, see `rerank.diversify`.
+        allowed: (N,) bool, positions that may be listed; None: all.
+        with_tasks: predict the ranking tasks of what is listed, even if no weight asks for them.
+    """
+
+    k: int
+    weights: Mapping[str, float]
+    diversity: float = 0.0
+    allowed: NDArray[np.bool_] | None = None
+    with_tasks: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RankedLists:
+    """Lists of B users, best first.
+
+    Attributes:
+        item_index: (B, k) int32, positions of items; -1 where a user has fewer than k.
+        score: (B, k) float64 in [0, 1], descending, ties by item id; NaN where there is no item.
+        retrieval: (B, k) float64 in [0, 1]: exp(z - z_max), or the share of the most popular
+            item's events for a user of whom nothing is known.
+        tasks: ranking task -> (B, k) float64, in label units or a probability; NaN likewise.
+    """
+
+    item_index: NDArray[np.int32]
+    score: NDArray[np.float64]
+    retrieval: NDArray[np.float64]
+    tasks: dict[str, NDArray[np.float64]]
+
+
+class Ranker:
+    """Rank with the model and the vectors of a bundle; read-only, to be shared by threads.
+
+    Args:
+        bundle: what to rank with.
+        tie_rank: (N,) int64, the order of positions with equal scores.
+        device: `cpu` or `cuda`.
+        score: candidates and weights; default: those of the bundle's configuration.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        tie_rank: NDArray[np.int64],
+        *,
+        device: str = "cpu",
+        score: ScoreConfig | None = None,
+    ) -> None:
+        config, arrays = bundle.config, bundle.vectors
+        score = score or config.score
+        self._num_candidates = score.candidates
+        self.bundle = bundle
+        self.ranking_tasks = [task for task in config.tasks if task.kind != "retrieval"]
+        self.retrieval_task = next(task.name for task in config.tasks if task.kind == "retrieval")
+        self.weights = {name: weight for name, weight in score.weights.items() if weight}
+        self.weights = self.weights or {self.retrieval_task: 1.0}
+        self._tie_rank = tie_rank
+        self._device = device
+        self._model = bundle.model.to(device).eval()
+        self._vectors = ItemVectors(
+            *(
+                torch.from_numpy(values).to(device)
+                for values in (arrays.content, arrays.collaborative, arrays.bias)
+            )
+        )
+        self._index = ExactIndex(arrays.content, arrays.collaborative, arrays.bias, device=device)
+        self._by_popularity = np.lexsort((self._tie_rank, -bundle.popular))
+        # In a catalogue without any content, what behaviour taught tells what is alike.
+        self.likeness = arrays.content if arrays.content.any() else arrays.collaborative
+        self._mean_content, self._mean_collaborative = (
+            values[NUM_SPECIAL:].mean(axis=0, dtype=np.float64)
+            if len(values) > NUM_SPECIAL
+            else np.zeros(values.shape[1])
+            for values in (arrays.content, arrays.collaborative)
+        )
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether retrieval looks at every item."""
+        return self._index.is_exact
+
+    def crowd(
+        self,
+        histories: Histories,
+        users: UserRows,
+        exclude: Sequence[NDArray[np.integer]] | None = None,
+    ) -> Crowd:
+        """Encode B users.
+
+        Args:
+            histories: B users; events of unknown items do not count, and only the latest events
+                that the model can see.
+            users: B rows.
+            exclude: B arrays of positions; by default the items of each history.
+
+        Raises:
+            RequestError: the events' numbers are so large that the state is not finite.
+        """
+        histories = histories.select(histories.item_index >= NUM_SPECIAL)
+        if exclude is None:
+            exclude = np.split(histories.item_index, histories.offsets[1:-1])
+        is_cold = (np.diff(histories.offsets) == 0) & ~users.is_known
+        return Crowd(self._states(histories, users), is_cold, exclude[: len(users)])
+
+    def rank(self, crowd: Crowd, wish: Wish, context: PairContext | None = None) -> RankedLists:
+        """Retrieve, predict, blend, diversify, sort: from user states to lists.
+
+        Args:
+            crowd: B users.
+            wish: the same for all of them.
+            context: B rows; by default nothing is known.
+        """
+        blends_ranking = any(wish.weights.get(task.name) for task in self.ranking_tasks)
+        width = wish.k
+        if blends_ranking or wish.diversity > 0.0:
+            width = max(wish.k, self._num_candidates)
+        item_index, retrieval = self._candidates(
+            crowd, min(width, len(self._tie_rank)), wish.allowed
+        )
+        tasks: dict[str, NDArray[np.float64]] = {}
+        if blends_ranking:
+            tasks = self._predict(crowd.states, item_index, context)
+        score = self._blend(retrieval, tasks, wish.weights)
+        keep = self._choose(item_index, score, wish)
+        item_index = np.take_along_axis(item_index, keep, axis=1)
+        score, retrieval = (
+            np.take_along_axis(values, keep, axis=1) for values in (score, retrieval)
+        )
+        if blends_ranking:
+            tasks = {
+                name: np.take_along_axis(values, keep, axis=1) for name, values in tasks.items()
+            }
+        elif wish.with_tasks:
+            tasks = self._predict(crowd.states, item_index, context)
+        missing = wish.k - item_index.shape[1]
+        is_empty = item_index < 0
+
+        def full(values: NDArray[np.float64]) -> NDArray[np.float64]:
+            padding = ((0, 0), (0, missing))
+            return np.pad(np.where(is_empty, np.nan, values), padding, constant_values=np.nan)
+
+        return RankedLists(
+            np.pad(item_index, ((0, 0), (0, missing)), constant_values=-1).astype(np.int32),
+            full(score),
+            full(retrieval),
+            {name: full(values) for name, values in tasks.items()},
+        )
+
+    def rate(
+        self, crowd: Crowd, item_index: NDArray[np.int64], wish: Wish, context: PairContext
+    ) -> RankedLists:
+        """Give the same numbers as `rank` for (B, C) given items, in their order."""
+        if crowd.is_cold.any():
+            retrieval = self._popularity(item_index, crowd.exclude)
+        else:
+            vectors = crowd.states.vector.cpu().numpy()
+            best = self._index.search(vectors, 1, exclude=crowd.exclude).max_logit
+            best = np.where(np.isnan(best), np.inf, best)
+            retrieval = retrieval_unit(self._index.logits(vectors, item_index), best[:, None])
+        tasks = self._predict(crowd.states, item_index, context)
+        score = self._blend(retrieval, tasks, wish.weights)
+        return RankedLists(item_index.astype(np.int32), score, retrieval, tasks)
+
+    def predict_pairs(
+        self,
+        states: UserStates,
+        rows: NDArray[np.integer],
+        item_index: NDArray[np.integer],
+        context: PairContext | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Predict every ranking task for P pairs: {task: (P,) float32}.
+
+        Args:
+            states: of B users.
+            rows: (P,) positions of users.
+            item_index: (P,) positions of items; 1 is an item outside the catalogue.
+            context: P rows; by default nothing is known.
+        """
+        predictions = {task.name: np.empty(len(rows), np.float32) for task in self.ranking_tasks}
+        if not self.ranking_tasks:
+            return predictions
+        with torch.inference_mode():
+            for at in range(0, len(rows), _PAIRS_PER_BLOCK):
+                part = slice(at, min(at + _PAIRS_PER_BLOCK, len(rows)))
+                user, item = (
+                    torch.from_numpy(np.asarray(values[part], np.int64)).to(self._device)
+                    for values in (rows, item_index)
+                )
+                inputs = self._context_inputs(context or PairContext(), part)
+                logits = self._model.rank(states.rows(user), item, self._vectors, inputs)
+                for name, values in self._model.predict(logits).items():
+                    predictions[name][part] = values.cpu().numpy()
+        return predictions
+
+    def content_share(
+        self, user: NDArray[np.float32], item_index: NDArray[np.integer]
+    ) -> NDArray[np.float64]:
+        """Give the share of content in the logits of one user for (C,) items: (C,) in [0, 1].
+
+        With each part's logit relative to its mean over the catalogue for this user:
+        |content| / (|content| + |collaborative|); 0.5 where both are 0.
+        """
+        arrays = self.bundle.vectors
+        wide = user.astype(np.float64)
+        content = np.abs((arrays.content[item_index] - self._mean_content) @ wide)
+        collaborative = np.abs((arrays.collaborative[item_index] - self._mean_collaborative) @ wide)
+        total = content + collaborative
+        share: NDArray[np.float64] = np.where(
+            total > 0.0, content / np.where(total > 0.0, total, 1.0), 0.5
+        )
+        return share
+
+    # ---- steps ----------------------------------------------------------------------------------
+
+    def _states(self, histories: Histories, users: UserRows) -> UserStates:
+        """Encode users, those with histories of like length together: (B, D) and (B, F)."""
+        scaling = self.bundle.transform.event_scaling
+        starts, stops = last_windows(histories, self.bundle.config.model.history.length)
+        order = np.argsort(stops - starts, kind="stable")
+        parts: list[UserStates] = []
+        with torch.inference_mode():
+            for at in range(0, max(1, len(order)), USERS_PER_BLOCK):
+                rows = order[at : at + USERS_PER_BLOCK]
+                batch = history_batch(histories, starts[rows], stops[rows], scaling=scaling)
+                tensors = {
+                    name: torch.from_numpy(values).to(self._device)
+                    for name, values in batch.items()
+                }
+                inputs = self._user_inputs(users, rows)
+                parts.append(self._model.encode_users(tensors, inputs, self._vectors))
+            back = torch.from_numpy(np.argsort(order, kind="stable")).to(self._device)
+            states = UserStates(
+                torch.cat([part.vector for part in parts]),
+                torch.cat([part.residual for part in parts]),
+            ).rows(back)
+        if not bool(torch.isfinite(states.vector).all() & torch.isfinite(states.residual).all()):
+            raise RequestError(
+                "the history's numbers are too large for the model; give values like those it was "
+                "trained on",
+                field="history",
+            )
+        return states
+
+    def _candidates(
+        self, crowd: Crowd, width: int, allowed: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Give positions (B, width), -1 for none, and their retrieval numbers in [0, 1]."""
+        vectors = crowd.states.vector.cpu().numpy()
+        found = self._index.search(vectors, width, exclude=crowd.exclude, allowed=allowed)
+        item_index = found.item_index.astype(np.int64)
+        retrieval = retrieval_unit(found.logit, found.max_logit[:, None])
+        cold = np.flatnonzero(crowd.is_cold).tolist()
+        for row in cold:
+            item_index[row] = self._most_popular(crowd.exclude[row], allowed, width)
+        retrieval[cold] = self._popularity(item_index[cold], [crowd.exclude[row] for row in cold])
+        return item_index, retrieval
+
+    def _popularity(
+        self, item_index: NDArray[np.int64], exclude: Sequence[NDArray[np.integer]]
+    ) -> NDArray[np.float64]:
+        """Give each item's events relative to the most that an item of this user has, at most 1."""
+        counts = self.bundle.popular
+        result = np.zeros(item_index.shape)
+        for row, gone in enumerate(exclude):
+            best = self._most_popular(gone, None, 1)
+            largest = counts[best[0]] if best[0] >= 0 else 0
+            if largest > 0:
+                result[row] = np.minimum(counts[np.maximum(item_index[row], 0)] / largest, 1.0)
+        return result
+
+    def _most_popular(
+        self, exclude: NDArray[np.integer], allowed: NDArray[np.bool_] | None, count: int
+    ) -> NDArray[np.int64]:
+        """Give the positions with the most events, ties by item id, -1 where there are too few."""
+        usable = np.ones(len(self._tie_rank), bool) if allowed is None else allowed.copy()
+        usable[:NUM_SPECIAL] = False
+        usable[exclude] = False
+        best = self._by_popularity[usable[self._by_popularity]][:count]
+        return np.pad(best, (0, count - len(best)), constant_values=-1)
+
+    def _predict(
+        self, states: UserStates, item_index: NDArray[np.int64], context: PairContext | None
+    ) -> dict[str, NDArray[np.float64]]:
+        """Predict the ranking tasks of (B, C) items, -1 for none: {task: (B, C)}."""
+        num_users, width = item_index.shape
+        rows = np.repeat(np.arange(num_users), width)
+        if context is not None:
+            context = PairContext(
+                {name: np.repeat(values, width) for name, values in context.numbers.items()},
+                {name: np.repeat(values, width) for name, values in context.categories.items()},
+            )
+        found = self.predict_pairs(states, rows, np.maximum(item_index, 0).ravel(), context)
+        return {
+            name: values.astype(np.float64).reshape(item_index.shape)
+            for name, values in found.items()
+        }
+
+    def _blend(
+        self,
+        retrieval: NDArray[np.float64],
+        tasks: Mapping[str, NDArray[np.float64]],
+        weights: Mapping[str, float],
+    ) -> NDArray[np.float64]:
+        units = {self.retrieval_task: retrieval}
+        for task in self.ranking_tasks:
+            if task.name in tasks:
+                units[task.name] = prediction_unit(task, tasks[task.name])
+        return blend(units, weights)
+
+    def _choose(
+        self, item_index: NDArray[np.int64], score: NDArray[np.float64], wish: Wish
+    ) -> NDArray[np.int64]:
+        """Give the columns of each user's k items, sorted by score, ties by item id: (B, <= k)."""
+        filled = np.where(item_index >= 0, score, -1.0)
+        order = np.lexsort((self._tie_rank[item_index], -filled), axis=1)
+        keep: NDArray[np.int64] = order[:, : wish.k].copy()
+        if wish.diversity == 0.0:
+            return keep
+        for row, columns in enumerate(order):
+            real = columns[item_index[row, columns] >= 0]
+            chosen = diversify(
+                score[row, real],
+                self.likeness[item_index[row, real]],
+                wish.k,
+                diversity=wish.diversity,
+            )
+            keep[row, : len(chosen)] = real[np.sort(chosen)]
+        return keep
+
+    # ---- inputs ---------------------------------------------------------------------------------
+
+    def _user_inputs(self, users: UserRows, rows: NDArray[np.int64]) -> FeatureInputs:
+        features = users.features
+        width = self.bundle.sizes.users.text_width
+        text = users.text[rows]
+        if text.shape[1] != width:
+            assert not users.has_text.any(), "text vectors of another width than the model's"
+            text = np.zeros((len(rows), width), np.float32)
+
+        def tensor(values: NDArray[np.generic], dtype: type) -> torch.Tensor:
+            return torch.from_numpy(np.asarray(values, dtype)).to(self._device)
+
+        return FeatureInputs(
+            numbers=tensor(features.numbers[rows], np.float32),
+            categories={
+                name: tensor(values[rows], np.int64) for name, values in features.categories.items()
+            },
+            multi={name: tensor(values[rows], np.int64) for name, values in features.multi.items()},
+            text=tensor(text, np.float32),
+            has_text=tensor(users.has_text[rows], np.float32),
+        )
+
+    def _context_inputs(self, context: PairContext, part: slice) -> Context:
+        """Turn the rows `part` of a context into the ranking network's inputs."""
+        sizes, scaling = self.bundle.sizes, self.bundle.transform.event_scaling
+        count = part.stop - part.start
+        numbers = np.zeros((count, len(sizes.context_numbers)), np.float32)
+        present = np.zeros_like(numbers)
+        for column, name in enumerate(sizes.context_numbers):
+            if name in context.numbers:
+                offset, scale = scaling[name]
+                raw = np.asarray(context.numbers[name][part], np.float32)
+                is_given = np.isfinite(raw)
+                numbers[:, column] = np.where(is_given, (raw - offset) / scale, 0.0)
+                present[:, column] = is_given
+        categories = {
+            name: np.asarray(context.categories[name][part], np.int64)
+            if name in context.categories
+            else np.zeros(count, np.int64)
+            for name in sizes.context_categories
+        }
+        return Context(
+            torch.from_numpy(numbers).to(self._device),
+            torch.from_numpy(present).to(self._device),
+            {name: torch.from_numpy(v).to(self._device) for name, v in categories.items()},
+        )

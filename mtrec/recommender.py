@@ -1,0 +1,399 @@
+"""The only code that turns a user into a ranked list: a bundle, loaded, that answers requests.
+
+HTTP and Python come in as requests (`recommend`, `score`, `similar_items`), `evaluate` and `score`
+as arrays (`rank_lists`, `top_k`, `score_pairs`); both meet in `Ranker`. No Ray, no HTTP, no
+writing; after `load` an instance is read-only and may be shared by threads.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtrec.bundle import Bundle, load_bundle
+from mtrec.catalogue import NUM_SPECIAL, Catalogue
+from mtrec.config import ScoreConfig
+from mtrec.data.histories import Histories
+from mtrec.errors import RequestError
+from mtrec.inputs import RequestInputs
+from mtrec.query import Limits, Query, QueryReader, read_id, read_ids, read_text
+from mtrec.ranker import USERS_PER_BLOCK, Crowd, PairContext, RankedLists, Ranker, Wish
+from mtrec.rerank import cosines, unit_rows
+from mtrec.userstore import UserRows
+
+__all__ = ["Limits", "PairContext", "RankedLists", "Recommender", "UserRows"]
+
+_NUM_REASONS = 3
+
+
+class Recommender:
+    """Answer for users by id, by history or by text; see the module's text.
+
+    Args:
+        bundle: what to answer from.
+        device: `cpu` or `cuda`.
+        threads: CPU threads of torch in this process; None leaves them as they are.
+        limits: the largest k and longest history of a request; default: `serve` of the bundle's
+            configuration.
+        score: candidates and weights; default: those of the bundle's configuration.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        limits: Limits | None = None,
+        score: ScoreConfig | None = None,
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        config, id_types = bundle.config, bundle.transform.id_types
+        limits = limits or Limits(config.serve.max_k, config.serve.max_history)
+        self.bundle = bundle
+        self._reader = QueryReader(config, limits)
+        self._catalogue = Catalogue(
+            bundle.items,
+            config.data.items.columns if config.data.items else {},
+            has_integer_ids=id_types.get("item_id") == "int64",
+        )
+        self._has_integer_users = id_types.get("user_id") == "int64"
+        self._ranker = Ranker(bundle, self._catalogue.tie_rank, device=device, score=score)
+        self._inputs = RequestInputs(bundle, self._catalogue, device=device, threads=threads)
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        limits: Limits | None = None,
+        score: ScoreConfig | None = None,
+    ) -> "Recommender":
+        """Load a bundle: a version's folder, or `bundles/` to follow its `CURRENT`.
+
+        The other arguments are those of the class.
+
+        Raises:
+            ArtifactError: there is no bundle, or it is damaged.
+        """
+        bundle = load_bundle(path)
+        return cls(bundle, device=device, threads=threads, limits=limits, score=score)
+
+    # ---- requests -------------------------------------------------------------------------------
+
+    def recommend(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Answer requests as `POST /v1/recommend` does, in the same order.
+
+        Args:
+            requests: objects with `user_id` and / or `history` and / or `text`, and `k`, `exclude`,
+                `include_seen`, `weights`, `filter`, `diversity`, `context`, `explain`.
+
+        Returns:
+            Objects with `user_id`, `model_version`, `cold_start`, `recommendations` (`item_id`,
+            `score`, `tasks` and, if asked to explain, `content_share` and `reasons`) and, where a
+            history names items that the catalogue lacks, `ignored`.
+
+        Raises:
+            RequestError: a request is wrong; in a batch its field starts with its number.
+        """
+        queries = []
+        for at, request in enumerate(requests):
+            try:
+                query = self._reader.read(request)
+                allowed = (
+                    None if query.filter is None else self._catalogue.filter.allowed(query.filter)
+                )
+            except RequestError as error:
+                raise error if len(requests) == 1 else _numbered(error, at) from error
+            queries.append((query, allowed))
+        answers: list[dict[str, Any]] = []
+        for start in range(0, len(queries), USERS_PER_BLOCK):
+            answers += self._answer(queries[start : start + USERS_PER_BLOCK])
+        return answers
+
+    def score(
+        self, request: Mapping[str, Any], item_ids: Sequence[str | int]
+    ) -> list[dict[str, Any]]:
+        """Give one number per task for a user and given items, in the order of `item_ids`.
+
+        Args:
+            request: a user as in `recommend`; `weights` and `context` count too.
+            item_ids: items of the catalogue.
+
+        Returns:
+            Objects with `item_id`, `score` and `tasks`: what `recommend` says of them. An item that
+            the user has seen and that lies above all others counts like the best of these: 1.
+
+        Raises:
+            RequestError: the request is wrong, or an item is not in the catalogue (404).
+        """
+        query = self._reader.read(request)
+        places = [
+            self._catalogue.require(item_id, f"item_ids.{at}")
+            for at, item_id in enumerate(read_ids(item_ids, "item_ids"))
+        ]
+        known = self._inputs.gather([query])
+        crowd = self._ranker.crowd(known.histories, known.users, known.exclude)
+        rated = self._ranker.rate(
+            crowd,
+            np.array([places], np.int64).reshape(1, len(places)),
+            Wish(len(places), query.weights or self._ranker.weights),
+            self._inputs.context([query]),
+        )
+        return self._entries(rated, 0)
+
+    def similar_items(
+        self, item_id: str | int | None = None, text: str | None = None, k: int = 10
+    ) -> list[dict[str, Any]]:
+        """Give the items that resemble an item by content, or a text by the text encoder.
+
+        Args:
+            item_id: an item of the catalogue; it is left out of the answer.
+            text: instead of an item.
+            k: how many at most.
+
+        Returns:
+            Objects with `item_id` and `score`, (1 + cosine) / 2, sorted by score, ties by item id.
+
+        Raises:
+            RequestError: neither or both are given, the item is not in the catalogue (404), or the
+                model has no text.
+        """
+        k = self._reader.read_k(k)
+        if (item_id is None) == (text is None):
+            raise RequestError("expected either item_id or text", field="item_id")
+        if item_id is not None:
+            place = self._catalogue.require(read_id(item_id, "item_id"), "item_id")
+            likeness = cosines(self._ranker.likeness, self._ranker.likeness[place])
+            likeness[place] = np.nan
+        else:
+            likeness = cosines(self._inputs.item_text(), self._inputs.encode([read_text(text)])[0])
+        likeness[:NUM_SPECIAL] = np.nan
+        usable = np.flatnonzero(np.isfinite(likeness))
+        score = np.clip((1.0 + likeness[usable]) / 2.0, 0.0, 1.0)
+        order = np.lexsort((self._catalogue.tie_rank[usable], -score))[:k]
+        return [
+            {"item_id": self._catalogue.source_id(usable[at]), "score": float(score[at])}
+            for at in order
+        ]
+
+    def friends(self, request: Mapping[str, Any], k: int = 10) -> list[dict[str, Any]]:
+        """Give the users whom a user may want to befriend; needs a social task.
+
+        Raises:
+            RequestError: 404: no model has a social task yet.
+        """
+        self._reader.read(request)
+        self._reader.read_k(k)
+        raise RequestError(
+            "this model has no social task, so it knows nothing of friends; its tasks are "
+            f"{[task.name for task in self.bundle.config.tasks]}",
+            code="no_social_task",
+            status=404,
+        )
+
+    def info(self) -> dict[str, Any]:
+        """Tell version, tasks, metrics, counts and time of training, as `GET /v1/model` does."""
+        bundle, sizes = self.bundle, self.bundle.sizes
+        # The learning curve is for the report, not for every reader of this.
+        metrics = {name: value for name, value in bundle.metrics.items() if name != "history"}
+        return {
+            "model_version": bundle.version,
+            "tasks": [task.model_dump(mode="json") for task in bundle.config.tasks],
+            "metrics": metrics,
+            "counts": {"items": len(self._catalogue), "users": len(bundle.users)},
+            "trained_at": bundle.created,
+            "fitted_on": bundle.fitted_on,
+            "encoder": bundle.encoder.name if bundle.encoder else None,
+            "weights": self._ranker.weights,
+            "filter_columns": self._catalogue.filter.columns,
+            "context_columns": [*sizes.context_numbers, *sizes.context_categories],
+            "is_exact": self._ranker.is_exact,
+        }
+
+    def find_items(self, query: str, limit: int) -> list[dict[str, Any]]:
+        """List at most `limit` items whose id or text holds the query, whatever its case.
+
+        Args:
+            query: part of an id or of a string column; empty: every item matches.
+            limit: how many at most, in the order of ids.
+        """
+        return self._catalogue.describe(self._catalogue.find(query, limit))
+
+    def describe(self, item_ids: Sequence[str | int]) -> list[dict[str, Any]]:
+        """Give the columns of items, in the order asked; unknown items are left out."""
+        ids = [item_id for item_id in read_ids(item_ids, "item_ids") if item_id in self._catalogue]
+        return self._catalogue.describe([self._catalogue.position(item_id) for item_id in ids])
+
+    # ---- arrays ---------------------------------------------------------------------------------
+
+    def item_ids(self, item_index: NDArray[np.integer]) -> list[str]:
+        """Give the ids of positions, as mtrec keeps them."""
+        return [self._catalogue.item_id(position) for position in item_index.tolist()]
+
+    def user_rows(self, user_ids: Sequence[str]) -> UserRows:
+        """Give the stored features and text of users; unknown ids get those of nobody."""
+        return self.bundle.users.rows(self.bundle.users.find(user_ids))
+
+    def rank_lists(
+        self,
+        histories: Histories,
+        users: UserRows | None = None,
+        *,
+        k: int,
+        exclude: Sequence[NDArray[np.integer]] | None = None,
+        with_tasks: bool = True,
+    ) -> RankedLists:
+        """Give the lists of B users by their histories, blended as `score.weights` says.
+
+        Args:
+            histories: B users; only the latest events that the model can see count, and events of
+                unknown items do not.
+            users: B rows; by default what is stored under the histories' user ids.
+            k: items per user at most.
+            exclude: B arrays of positions; by default the items of each user's history here.
+            with_tasks: also predict the ranking tasks of what is listed.
+        """
+        users = self.user_rows(histories.user_ids.tolist()) if users is None else users
+        crowd = self._ranker.crowd(histories, users, exclude)
+        return self._ranker.rank(crowd, Wish(k, self._ranker.weights, with_tasks=with_tasks))
+
+    def top_k(
+        self,
+        histories: Histories,
+        users: UserRows | None = None,
+        *,
+        k: int,
+        exclude: Sequence[NDArray[np.integer]] | None = None,
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Give B users' lists as (item_index, score), both (B, k); see `rank_lists`."""
+        lists = self.rank_lists(histories, users, k=k, exclude=exclude, with_tasks=False)
+        return lists.item_index, lists.score
+
+    def score_pairs(
+        self,
+        histories: Histories,
+        rows: NDArray[np.integer],
+        item_index: NDArray[np.integer],
+        *,
+        users: UserRows | None = None,
+        context: PairContext | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Predict every ranking task for P pairs of a user and an item: {task: (P,) float32}.
+
+        Args:
+            histories: B users, what is known of them.
+            rows: (P,) positions of users in `histories`.
+            item_index: (P,) positions of items; 1 for an item outside the catalogue.
+            users: B rows; by default what is stored under the histories' user ids.
+            context: P rows; by default nothing is known.
+        """
+        users = self.user_rows(histories.user_ids.tolist()) if users is None else users
+        crowd = self._ranker.crowd(histories, users)
+        return self._ranker.predict_pairs(crowd.states, rows, item_index, context)
+
+    # ---- steps ----------------------------------------------------------------------------------
+
+    def _answer(
+        self, queries: Sequence[tuple[Query, NDArray[np.bool_] | None]]
+    ) -> list[dict[str, Any]]:
+        """Answer checked requests; those with like wishes are ranked together."""
+        known = self._inputs.gather([query for query, _ in queries])
+        everyone = self._ranker.crowd(known.histories, known.users, known.exclude)
+        groups: dict[object, list[int]] = {}
+        for at, (query, allowed) in enumerate(queries):
+            weights = tuple(sorted((query.weights or self._ranker.weights).items()))
+            # A filter is a whole array: requests that have one are ranked singly.
+            alike = at if allowed is not None else (query.k, query.diversity, weights)
+            groups.setdefault(alike, []).append(at)
+        answers: list[dict[str, Any]] = [{} for _ in queries]
+        for members in groups.values():
+            asked = [queries[at][0] for at in members]
+            query, allowed = queries[members[0]]
+            crowd = everyone.rows(members)
+            wish = Wish(query.k, query.weights or self._ranker.weights, query.diversity, allowed)
+            lists = self._ranker.rank(crowd, wish, self._inputs.context(asked))
+            for row, at in enumerate(members):
+                entries = self._entries(lists, row)
+                if asked[row].explain:
+                    start, stop = known.histories.offsets[at : at + 2]
+                    recent = known.histories.item_index[start:stop]
+                    self._explain(entries, lists.item_index[row], crowd.rows([row]), recent)
+                answers[at] = {
+                    "user_id": self._source_user_id(asked[row]),
+                    "model_version": self.bundle.version,
+                    "cold_start": bool(crowd.is_cold[row]),
+                    "recommendations": entries,
+                }
+                if known.ignored[at]:
+                    answers[at]["ignored"] = known.ignored[at]
+        return answers
+
+    def _entries(self, lists: RankedLists, row: int) -> list[dict[str, Any]]:
+        entries = []
+        for at, place in enumerate(lists.item_index[row].tolist()):
+            if place < 0:
+                break
+            tasks = {
+                task.name: float(
+                    lists.retrieval[row, at]
+                    if task.kind == "retrieval"
+                    else lists.tasks[task.name][row, at]
+                )
+                for task in self.bundle.config.tasks
+            }
+            score = float(lists.score[row, at])
+            entries.append(
+                {"item_id": self._catalogue.source_id(place), "score": score, "tasks": tasks}
+            )
+        return entries
+
+    def _explain(
+        self,
+        entries: list[dict[str, Any]],
+        item_index: NDArray[np.int32],
+        one: Crowd,
+        history: NDArray[np.int32],
+    ) -> None:
+        """Add to one user's entries the share of content and the history items they resemble.
+
+        A popular list has no share: the model's logits do not make it.
+        """
+        places = item_index[item_index >= 0]
+        share = self._ranker.content_share(one.states.vector[0].cpu().numpy(), places)
+        recent = np.unique(history)
+        vectors = self._ranker.likeness
+        likeness = unit_rows(vectors[places]) @ unit_rows(vectors[recent]).T
+        for at, entry in enumerate(entries):
+            if not one.is_cold[0]:
+                entry["content_share"] = float(share[at])
+            order = np.lexsort((self._catalogue.tie_rank[recent], -likeness[at]))
+            entry["reasons"] = [
+                {
+                    "item_id": self._catalogue.source_id(recent[column]),
+                    "similarity": float(min(likeness[at, column], 1.0)),
+                }
+                for column in order[:_NUM_REASONS]
+                if likeness[at, column] > 0.0 and recent[column] != places[at]
+            ]
+
+    def _source_user_id(self, query: Query) -> str | int | None:
+        """Give the id back in the type of the source, if it can be an id of the source."""
+        user_id = query.user_id
+        if user_id is None or not self._has_integer_users:
+            return user_id
+        is_integer = re.fullmatch("0|-?[1-9][0-9]{0,18}", user_id) is not None
+        return int(user_id) if is_integer else user_id
+
+
+def _numbered(error: RequestError, at: int) -> RequestError:
+    place = f"requests.{at}" + (f".{error.field}" if error.field else "")
+    return RequestError(
+        f"requests.{at}: {error}", code=error.code, status=error.status, field=place
+    )

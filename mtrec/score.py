@@ -1,0 +1,224 @@
+"""The score stage: every user's best items, from all their kept events, as Parquet.
+
+Ray Data actors that hold a `Recommender` each take one file of `dataset/histories/` at a time and
+write one file of `predictions/`, so the driver sees counts only, memory is bounded by a batch of
+users, and names and order of the output are those of the input whatever the number of actors. What
+a user has ever touched is left out. It never fits anything.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+
+from mtrec import storage
+from mtrec.bundle import KIND, find_bundle
+from mtrec.config import Config, ScoreConfig, Task
+from mtrec.data.histories import Histories
+from mtrec.errors import ArtifactError, DataError
+from mtrec.rayrun import cluster_cpus, cluster_gpus
+from mtrec.recommender import RankedLists, Recommender
+from mtrec.runlog import event
+from mtrec.storage import Manifest
+
+logger = logging.getLogger("mtrec.score")
+
+# Rows of one row group of the predictions.
+_ROWS_PER_GROUP = 131_072
+
+
+def score(
+    config: Config,
+    *,
+    dataset: str,
+    bundle: str,
+    path: str,
+    key: str,
+    parents: Mapping[str, str],
+) -> Manifest:
+    """Write the lists of all users who have events.
+
+    Args:
+        config: the run; `score` decides length, candidates and weights, whatever the bundle's
+            configuration says.
+        dataset: folder or URI of the dataset artifact.
+        bundle: a version's folder, or `bundles/`.
+        path: folder or URI that receives `part-*.parquet`: `user_id`, `rank` (int32, 1..K),
+            `item_id`, `score` (double, descending) and one float column per ranking task; ids in
+            their source type.
+        key: hash of the work.
+        parents: ids of the artifacts that it is made from.
+
+    Returns:
+        The manifest; its details count users and rows.
+
+    Raises:
+        ArtifactError: the bundle or the dataset is damaged, or they do not belong together.
+        DataError: the dataset has no users.
+    """
+    started = time.monotonic()
+    place = _absolute(find_bundle(bundle))
+    shipped = storage.read_manifest(place, KIND)
+    storage.verify(place, shipped, hashes=True)
+    known = storage.read_manifest(dataset, "dataset")
+    folder = _absolute(storage.join(dataset, "histories"))
+    parts = [name for name in storage.list_files(folder) if name.endswith(".parquet")]
+    if not parts:
+        raise DataError(f"{folder} has no users: every interaction was set aside or none was read")
+    if shipped.parents.get("dataset", known.id) != known.id:
+        raise ArtifactError(
+            f"the bundle at {place} was made from another dataset than {dataset}\n"
+            "run train again, or score the dataset that the bundle was trained on"
+        )
+    gpus = cluster_gpus()
+    actors = min(config.score.actors, len(parts), int(gpus) or max(1, int(cluster_cpus())))
+    with storage.write_artifact(path, kind="predictions", key=key, parents=parents) as writer:
+        answers = (
+            ray.data.from_items([{"part": name} for name in parts], override_num_blocks=len(parts))
+            .map_batches(
+                ScoreParts,
+                fn_constructor_args=(
+                    place,
+                    config.score.model_dump(),
+                    folder,
+                    _absolute(writer.path),
+                    "cuda" if gpus else "cpu",
+                ),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=actors),
+                num_cpus=1,
+                num_gpus=1 if gpus else None,
+            )
+            .take_all()
+        )
+        counts = {name: sum(int(answer[name]) for answer in answers) for name in _COUNTS}
+        if counts["users"] != counts["expected_users"] or counts["rows"] != counts["expected_rows"]:
+            raise ArtifactError(
+                f"predictions do not add up: {counts}\nrun score again; if it stays, report it"
+            )
+        writer.details = {
+            "users": counts["users"],
+            "rows": counts["rows"],
+            "k": config.score.k,
+            "version": os.path.basename(place.rstrip("/")),
+        }
+    event(
+        logger,
+        "score.done",
+        users=counts["users"],
+        rows=counts["rows"],
+        actors=actors,
+        seconds=round(time.monotonic() - started, 1),
+    )
+    return storage.read_manifest(path, "predictions")
+
+
+_COUNTS = ("users", "rows", "expected_users", "expected_rows")
+
+
+class ScoreParts:
+    """Hold a `Recommender` in an actor; read a file of histories, write a file of lists."""
+
+    def __init__(
+        self, bundle: str, score: dict[str, Any], histories: str, predictions: str, device: str
+    ) -> None:
+        self._config = ScoreConfig(**score)
+        self._recommender = Recommender.load(bundle, device=device, score=self._config)
+        self._histories, self._predictions = histories, predictions
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Score the files named in `part`; give counts, one row a file."""
+        lines = [self._score_part(name) for name in batch.column("part").to_pylist()]
+        return pa.Table.from_pylist(lines)
+
+    def _score_part(self, name: str) -> dict[str, Any]:
+        system, inner = storage.filesystem(storage.join(self._histories, name))
+        target, target_inner = storage.filesystem(
+            storage.join(self._predictions, os.path.basename(name))
+        )
+        num_items = len(self._recommender.bundle.popular) - 2
+        counts = dict.fromkeys(_COUNTS, 0)
+        with system.open_input_file(inner) as source:
+            file = pq.ParquetFile(source)
+            counts["expected_users"] = file.metadata.num_rows
+            waiting: list[pa.Table] = []
+            with pq.ParquetWriter(target_inner, self._schema(), filesystem=target) as writer:
+                for batch in file.iter_batches(batch_size=self._config.batch_size):
+                    histories = Histories.from_table(pa.Table.from_batches([batch]))
+                    lists = self._recommender.rank_lists(histories, k=self._config.k)
+                    waiting.append(self._table(histories, lists))
+                    counts["users"] += len(histories)
+                    counts["rows"] += waiting[-1].num_rows
+                    counts["expected_rows"] += int(
+                        np.minimum(num_items - _num_seen(histories), self._config.k).sum()
+                    )
+                    if sum(table.num_rows for table in waiting) >= _ROWS_PER_GROUP:
+                        writer.write_table(pa.concat_tables(waiting))
+                        waiting = []
+                if waiting:
+                    writer.write_table(pa.concat_tables(waiting))
+        return {"part": name, **counts}
+
+    def _table(self, histories: Histories, lists: RankedLists) -> pa.Table:
+        """Put lists into rows, one an item, users in their order, best items first."""
+        is_there = lists.item_index >= 0
+        user, rank = np.nonzero(is_there)
+        columns: dict[str, pa.Array] = {
+            "user_id": _ids(histories.user_ids[user], self._schema().field("user_id").type),
+            "rank": pa.array(rank + 1, pa.int32()),
+            "item_id": _ids(
+                self._recommender.item_ids(lists.item_index[is_there]),
+                self._schema().field("item_id").type,
+            ),
+            "score": pa.array(lists.score[is_there], pa.float64()),
+        }
+        for task in self._tasks:
+            columns[task.name] = pa.array(lists.tasks[task.name][is_there], pa.float32())
+        return pa.table(columns, schema=self._schema())
+
+    @property
+    def _tasks(self) -> list[Task]:
+        tasks = self._recommender.bundle.config.tasks
+        return [task for task in tasks if task.kind != "retrieval"]
+
+    def _schema(self) -> pa.Schema:
+        types = self._recommender.bundle.transform.id_types
+
+        def id_type(column: str) -> pa.DataType:
+            return pa.int64() if types.get(column) == "int64" else pa.string()
+
+        return pa.schema(
+            [
+                ("user_id", id_type("user_id")),
+                ("rank", pa.int32()),
+                ("item_id", id_type("item_id")),
+                ("score", pa.float64()),
+                *((task.name, pa.float32()) for task in self._tasks),
+            ]
+        )
+
+
+def _num_seen(histories: Histories) -> Any:
+    """Count each user's distinct known items: (U,) int64."""
+    known = histories.item_index >= 2
+    pairs = np.unique(
+        (histories.event_user[known] << 32) | histories.item_index[known].astype(np.int64)
+    )
+    return np.bincount(pairs >> 32, minlength=len(histories))
+
+
+def _ids(values: Any, kind: pa.DataType) -> pa.Array:
+    """Write ids in their source type."""
+    return pa.array(np.asarray(values, object).tolist(), pa.string()).cast(kind)
+
+
+def _absolute(path: str) -> str:
+    """Make a path mean the same to the actors, whose working folder may be another one."""
+    return os.path.abspath(path) if "://" not in path else path

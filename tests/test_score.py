@@ -1,0 +1,165 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_bundle import Small, item_ids, small_like
+
+from mtrec import storage
+from mtrec.errors import ArtifactError, DataError
+from mtrec.recommender import Recommender
+from mtrec.score import ScoreParts, score
+
+
+def run_score(small: Small, path: Path, **settings: object) -> storage.Manifest:
+    return score(
+        small_like(small, **settings).config,
+        dataset=str(small.dataset),
+        bundle=str(small.bundles),
+        path=str(path),
+        key="key",
+        parents={},
+    )
+
+
+def score_part(small: Small, folder: Path, part: int = 0, **settings: object) -> pa.Table:
+    name = f"part-{part:05d}.parquet"
+    config = small_like(small, **settings).config.score.model_dump()
+    histories = str(small.dataset / "histories")
+    folder.mkdir(exist_ok=True)
+    actor = ScoreParts(small.path, config, histories, str(folder), "cpu")
+    actor(pa.table({"part": [name]}))
+    return pq.read_table(folder / name)
+
+
+@pytest.fixture
+def dataset(small: Small) -> Small:
+    """The small dataset as a committed artifact."""
+    if storage.find_manifest(str(small.dataset)) is None:
+        with storage.write_artifact(f"{small.dataset}-2", kind="dataset", key="k"):
+            pass
+        shutil.copy(f"{small.dataset}-2/manifest.json", small.dataset / "manifest.json")
+    return small
+
+
+def test_lists_are_those_of_the_recommender(small: Small, tmp_path: Path) -> None:
+    table = score_part(small, tmp_path / "out").to_pylist()
+    recommender = Recommender.load(small.path)
+    for user_id in ("u0", "u1"):
+        rows = [row for row in table if row["user_id"] == user_id]
+        (answer,) = recommender.recommend([{"user_id": user_id, "k": 5}])
+        entries = answer["recommendations"]
+        assert [row["item_id"] for row in rows] == [entry["item_id"] for entry in entries]
+        assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+        for row, entry in zip(rows, entries, strict=True):
+            assert row["score"] == pytest.approx(entry["score"], rel=1e-5)
+            for task in ("stars", "like"):
+                assert row[task] == pytest.approx(entry["tasks"][task], rel=1e-5)
+
+
+def test_nothing_that_a_user_touched_is_listed(small: Small, tmp_path: Path) -> None:
+    for part in (0, 1):
+        for row in score_part(small, tmp_path / "out", part, k=50).to_pylist():
+            at = small.histories.user_ids.tolist().index(row["user_id"])
+            events = slice(*small.histories.offsets[at : at + 2])
+            touched = [["", "", *item_ids(False)][i] for i in small.histories.item_index[events]]
+            assert row["item_id"] not in touched
+
+
+def test_ids_have_the_type_of_the_source(
+    small: Small, small_integers: Small, tmp_path: Path
+) -> None:
+    strings = score_part(small, tmp_path / "strings").schema
+    integers = score_part(small_integers, tmp_path / "integers").schema
+    assert [strings.field(name).type for name in ("user_id", "item_id")] == [pa.string()] * 2
+    assert [integers.field(name).type for name in ("user_id", "item_id")] == [pa.int64()] * 2
+    assert strings.names == ["user_id", "rank", "item_id", "score", "stars", "like"]
+    assert strings.field("rank").type == pa.int32()
+
+
+def test_batches_of_users_do_not_change_what_is_written(small: Small, tmp_path: Path) -> None:
+    one = score_part(small, tmp_path / "one", batch_size=1)
+    many = score_part(small, tmp_path / "many", batch_size=100)
+    assert one.drop(["score", "stars", "like"]).equals(many.drop(["score", "stars", "like"]))
+    np.testing.assert_allclose(one["score"], many["score"], rtol=1e-6)
+
+
+def test_weights_of_the_run_count_and_not_those_of_the_bundle(small: Small, tmp_path: Path) -> None:
+    table = score_part(small, tmp_path / "out", weights={"like": 1.0}).to_pydict()
+    assert table["score"] == pytest.approx(table["like"], rel=1e-6)
+
+
+@pytest.mark.ray
+def test_stage_writes_every_user_once_in_order(
+    dataset: Small, tmp_path: Path, ray_local: None
+) -> None:
+    manifest = run_score(dataset, tmp_path / "predictions", actors=2)
+    table = pa.concat_tables(
+        pq.read_table(file) for file in sorted((tmp_path / "predictions").glob("*.parquet"))
+    )
+    users = table["user_id"].to_pylist()
+    assert sorted(manifest.files) == ["part-00000.parquet", "part-00001.parquet"]
+    assert manifest.details["users"] == 7 and manifest.details["rows"] == table.num_rows
+    assert list(dict.fromkeys(users)) == dataset.histories.user_ids.tolist()
+    scores = np.array(table["score"])
+    same_user = np.array(users[1:]) == np.array(users[:-1])
+    assert (np.diff(scores)[same_user] <= 0).all()
+    assert (scores >= 0).all() and (scores <= 1).all()
+
+
+@pytest.mark.ray
+def test_number_of_actors_does_not_change_a_byte(
+    dataset: Small, tmp_path: Path, ray_local: None
+) -> None:
+    one = run_score(dataset, tmp_path / "one", actors=1)
+    two = run_score(dataset, tmp_path / "two", actors=2)
+    assert one.content == two.content
+
+
+def test_bundle_of_another_dataset_is_refused(dataset: Small, tmp_path: Path) -> None:
+    copy = tmp_path / "bundles" / dataset.version
+    shutil.copytree(dataset.path, copy)
+    manifest = storage.read_json(str(copy / "manifest.json"))
+    manifest["parents"] = {"dataset": "another"}
+    storage.write_json(str(copy / "manifest.json"), manifest)
+    with pytest.raises(ArtifactError, match="another dataset"):
+        score(
+            dataset.config,
+            dataset=str(dataset.dataset),
+            bundle=str(copy),
+            path=str(tmp_path / "out"),
+            key="k",
+            parents={},
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_dataset_without_users_is_refused(dataset: Small, tmp_path: Path) -> None:
+    with storage.write_artifact(str(tmp_path / "empty"), kind="dataset", key="k"):
+        pass
+    with pytest.raises(DataError, match="has no users"):
+        score(
+            dataset.config,
+            dataset=str(tmp_path / "empty"),
+            bundle=dataset.path,
+            path=str(tmp_path / "out"),
+            key="k",
+            parents={},
+        )
+
+
+def test_damaged_bundle_is_refused_before_any_work(dataset: Small, tmp_path: Path) -> None:
+    copy = tmp_path / dataset.version
+    shutil.copytree(dataset.path, copy)
+    (copy / "item_bias.npy").unlink()
+    with pytest.raises(ArtifactError, match=r"item_bias\.npy is missing"):
+        score(
+            dataset.config,
+            dataset=str(dataset.dataset),
+            bundle=str(copy),
+            path=str(tmp_path / "out"),
+            key="k",
+            parents={},
+        )
