@@ -1,0 +1,411 @@
+"""The one transform from rows to model inputs, fitted on training rows and kept in the bundle.
+
+`prepare` fits it; training, evaluation, batch scoring and serving apply it, so that they cannot
+differ. It fills missing values, scales numbers and gives categories their vocabulary positions. It
+never sees a held-out event and never touches text vectors.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from mtrec.config import (
+    CategoriesColumn,
+    CategoryColumn,
+    Column,
+    Config,
+    NumberColumn,
+    TextColumn,
+    parse_label,
+)
+from mtrec.data.clean import Summary, fill_missing, filled_moments, fit_fill
+
+_OPERATORS = {
+    ">=": np.greater_equal,
+    ">": np.greater,
+    "<=": np.less_equal,
+    "<": np.less,
+    "==": np.equal,
+    "!=": np.not_equal,
+}
+
+PADDING, UNKNOWN, FIRST_KNOWN = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Positions of known values: 0 is padding or absence, 1 an unknown value, 2 on the known ones.
+
+    Attributes:
+        values: the known values in the order of their positions, sorted.
+        has_missing: an empty cell is a category of its own; it comes after the known values.
+    """
+
+    values: tuple[str, ...]
+    has_missing: bool = False
+
+    @classmethod
+    def fit(
+        cls, counts: Mapping[str, int], *, min_count: int = 1, has_missing: bool = False
+    ) -> Self:
+        """Take the values that occur often enough, in string order."""
+        return cls(tuple(sorted(v for v, n in counts.items() if n >= min_count)), has_missing)
+
+    def __len__(self) -> int:
+        """Give the number of positions, padding and unknown included."""
+        return FIRST_KNOWN + len(self.values) + self.has_missing
+
+    def index(self, values: pa.Array | pa.ChunkedArray | Sequence[str | None]) -> NDArray[np.int32]:
+        """Give the positions of values (N,) as (N,) int32; null is the missing category, else 0."""
+        array = values if isinstance(values, pa.Array | pa.ChunkedArray) else None
+        if array is None:
+            array = pa.array(values, pa.string())
+        found = pc.index_in(array, self._known)
+        missing = len(self) - 1 if self.has_missing else PADDING
+        positions = pc.add(pc.fill_null(found, UNKNOWN - FIRST_KNOWN), FIRST_KNOWN)
+        positions = pc.if_else(pc.is_null(array), missing, positions)
+        return np.asarray(positions).astype(np.int32)
+
+    @cached_property
+    def _known(self) -> pa.Array:
+        return pa.array(self.values, pa.string())
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Model inputs of N rows.
+
+    Attributes:
+        numbers: (N, F) float32, filled and scaled, finite.
+        categories: column -> (N,) int32, vocabulary positions.
+        multi: column -> (N, M) int32, vocabulary positions padded with 0; M is at least 1.
+    """
+
+    numbers: NDArray[np.float32]
+    categories: dict[str, NDArray[np.int32]]
+    multi: dict[str, NDArray[np.int32]]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSizes:
+    """What a model must know of `Features` to be built; sizes count positions 0 and 1."""
+
+    numbers: int
+    categories: dict[str, int]
+    multi: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnTransform:
+    """What was fitted for one column.
+
+    Attributes:
+        kind: `number`, `category`, `categories` or `text`.
+        fill: what an empty cell becomes; None: it stays empty.
+        offset: of a number column: the model sees (value - offset) / scale.
+        scale: see `offset`; never 0.
+        vocabulary: of a category or categories column.
+        context: of interactions: known when the recommendation is asked for.
+    """
+
+    kind: str
+    fill: float | str | None = None
+    offset: float = 0.0
+    scale: float = 1.0
+    vocabulary: Vocabulary | None = None
+    context: bool = False
+
+    @classmethod
+    def fit(cls, column: Column, summary: Summary) -> Self:
+        """Fit one column on the summary of its training rows."""
+        fill = fit_fill(summary, column)
+        match column:
+            case NumberColumn():
+                moments = filled_moments(summary, fill)
+                offset, scale = 0.0, 1.0
+                if moments.count and column.scale == "standard":
+                    offset, scale = moments.mean, moments.deviation
+                elif moments.count and column.scale == "minmax":
+                    offset, scale = moments.smallest, moments.largest - moments.smallest
+                # A column that is constant in training carries nothing: it becomes 0, not NaN.
+                return cls("number", fill, offset, scale or 1.0, context=column.context)
+            case CategoryColumn():
+                counts = _texts(summary)
+                if isinstance(fill, str) and summary.missing:
+                    counts[fill] += summary.missing
+                own = column.missing == "category" and summary.missing > 0
+                vocabulary = Vocabulary.fit(counts, min_count=column.min_count, has_missing=own)
+                return cls("category", fill, vocabulary=vocabulary, context=column.context)
+            case CategoriesColumn():
+                vocabulary = Vocabulary.fit(_texts(summary), min_count=column.min_count)
+                return cls("categories", vocabulary=vocabulary)
+            case TextColumn():
+                return cls("text", fill)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fitted values as JSON types."""
+        tree: dict[str, Any] = {"kind": self.kind, "fill": self.fill, "context": self.context}
+        if self.kind == "number":
+            tree |= {"offset": self.offset, "scale": self.scale}
+        if self.vocabulary is not None:
+            tree |= {
+                "values": list(self.vocabulary.values),
+                "has_missing": self.vocabulary.has_missing,
+            }
+        return tree
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """Read what `to_json` gave."""
+        vocabulary = None
+        if "values" in tree:
+            vocabulary = Vocabulary(tuple(tree["values"]), tree["has_missing"])
+        return cls(
+            tree["kind"],
+            tree["fill"],
+            tree.get("offset", 0.0),
+            tree.get("scale", 1.0),
+            vocabulary,
+            tree["context"],
+        )
+
+
+Columns = dict[str, ColumnTransform]
+
+
+@dataclass(frozen=True)
+class FeatureTransform:
+    """Everything that was fitted on training rows to turn tables into model inputs.
+
+    Attributes:
+        items: fitted columns of the items table, in the order of the configuration.
+        users: of the users table.
+        events: of the interactions table.
+        id_types: `user_id`, `item_id` -> `string` or `int64`: how answers write ids.
+        train_time_range: first and last time of the training events, seconds; None without times.
+    """
+
+    items: Columns = field(default_factory=dict)
+    users: Columns = field(default_factory=dict)
+    events: Columns = field(default_factory=dict)
+    id_types: dict[str, str] = field(default_factory=dict)
+    train_time_range: tuple[float, float] | None = None
+
+    @property
+    def item_sizes(self) -> FeatureSizes:
+        """Sizes of `item_features`."""
+        return _sizes(self.items)
+
+    @property
+    def user_sizes(self) -> FeatureSizes:
+        """Sizes of `user_features`."""
+        return _sizes(self.users)
+
+    @property
+    def event_scaling(self) -> dict[str, tuple[float, float]]:
+        """Number column of the interactions -> (offset, scale), in the configuration's order."""
+        return {n: (c.offset, c.scale) for n, c in self.events.items() if c.kind == "number"}
+
+    @property
+    def event_categories(self) -> dict[str, int]:
+        """Category column of the interactions -> size of its vocabulary."""
+        return _sizes(self.events).categories
+
+    @property
+    def context_numbers(self) -> list[str]:
+        """Number columns of the interactions that are known beforehand."""
+        return [n for n, c in self.events.items() if c.context and c.kind == "number"]
+
+    @property
+    def context_categories(self) -> list[str]:
+        """Category columns of the interactions that are known beforehand."""
+        return [n for n, c in self.events.items() if c.context and c.kind == "category"]
+
+    def item_features(self, items: pa.Table) -> Features:
+        """Turn N rows of the items table into model inputs; absent columns count as empty."""
+        return _features(items, self.items)
+
+    def user_features(self, users: pa.Table) -> Features:
+        """Turn N rows of the users table into model inputs; absent columns count as empty."""
+        return _features(users, self.users)
+
+    def event_category_index(
+        self, column: str, values: pa.Array | pa.ChunkedArray | Sequence[str | None]
+    ) -> NDArray[np.int32]:
+        """Give positions (N,) int32 of an event column's values; what is unknown is 1.
+
+        Events have no position 0, which is padding: an empty cell that training never saw is
+        unknown.
+        """
+        fitted = self.events[column]
+        array = pa.array(values, pa.string()) if isinstance(values, Sequence) else values
+        assert fitted.vocabulary is not None, f"{column} is no category column"
+        return np.maximum(
+            fitted.vocabulary.index(fill_missing(array, fitted.fill)), np.int32(UNKNOWN)
+        )
+
+    def fill_items(self, items: pa.Table) -> pa.Table:
+        """Treat the missing values of an items table; other columns stay as they are."""
+        return _fill(items, self.items)
+
+    def fill_users(self, users: pa.Table) -> pa.Table:
+        """Treat the missing values of a users table; other columns stay as they are."""
+        return _fill(users, self.users)
+
+    def fill_events(self, events: pa.Table) -> pa.Table:
+        """Treat the missing values of interactions; other columns stay as they are."""
+        return _fill(events, self.events)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give everything as JSON types; `from_json` reads it back to an equal transform."""
+        tree: dict[str, Any] = {
+            table: [{"name": name, **fitted.to_json()} for name, fitted in columns.items()]
+            for table, columns in (
+                ("items", self.items),
+                ("users", self.users),
+                ("events", self.events),
+            )
+        }
+        time = list(self.train_time_range) if self.train_time_range is not None else None
+        return tree | {"id_types": dict(self.id_types), "train_time_range": time}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """Read what `to_json` gave."""
+        time = tree["train_time_range"]
+
+        def columns(table: str) -> Columns:
+            return {entry["name"]: ColumnTransform.from_json(entry) for entry in tree[table]}
+
+        return cls(
+            columns("items"),
+            columns("users"),
+            columns("events"),
+            dict(tree["id_types"]),
+            (float(time[0]), float(time[1])) if time is not None else None,
+        )
+
+
+def summarise(table: pa.Table, columns: Mapping[str, Column]) -> dict[str, Summary]:
+    """Summarise the configured columns of checked rows, which must all be training rows."""
+    return {name: Summary.of(table.column(name), column) for name, column in columns.items()}
+
+
+def fit_columns(columns: Mapping[str, Column], summaries: Mapping[str, Summary]) -> Columns:
+    """Fit the configured columns on their summaries."""
+    return {name: ColumnTransform.fit(c, summaries[name]) for name, c in columns.items()}
+
+
+def fit_transform(
+    config: Config,
+    *,
+    items: Mapping[str, Summary],
+    users: Mapping[str, Summary],
+    events: Mapping[str, Summary],
+    id_types: Mapping[str, str],
+    train_time_range: tuple[float, float] | None,
+) -> FeatureTransform:
+    """Fit the transform on summaries of training rows.
+
+    Args:
+        config: names the columns and how to treat them.
+        items: summaries of items that have a training event.
+        users: of users that have one.
+        events: of training events.
+        id_types: how answers write ids.
+        train_time_range: first and last time of training events.
+    """
+    data = config.data
+    return FeatureTransform(
+        fit_columns(data.items.columns if data.items else {}, items),
+        fit_columns(data.users.columns if data.users else {}, users),
+        fit_columns(data.interactions.columns, events),
+        dict(id_types),
+        train_time_range,
+    )
+
+
+def label_values(label: str, columns: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float32]:
+    """Evaluate a label expression over events.
+
+    Args:
+        label: `rating`, `rating >= 4`.
+        columns: number column -> (E,) float64 as in the source, NaN where missing.
+
+    Returns:
+        (E,) float32: the column's values, or 1 and 0 for a comparison; NaN where missing.
+    """
+    expression = parse_label(label)
+    values = columns[expression.column]
+    if expression.operator is None:
+        return values.astype(np.float32)
+    holds = _OPERATORS[expression.operator](values, expression.value)
+    return np.where(np.isnan(values), np.nan, holds).astype(np.float32)
+
+
+def _texts(summary: Summary) -> Counter[str]:
+    return Counter({str(value): count for value, count in (summary.counts or {}).items()})
+
+
+def _sizes(columns: Columns) -> FeatureSizes:
+    def of(kind: str) -> dict[str, int]:
+        return {
+            name: len(c.vocabulary)
+            for name, c in columns.items()
+            if c.kind == kind and c.vocabulary is not None
+        }
+
+    numbers = sum(c.kind == "number" for c in columns.values())
+    return FeatureSizes(numbers, of("category"), of("categories"))
+
+
+def _column(table: pa.Table, name: str, kind: str) -> pa.ChunkedArray | pa.Array:
+    """Give a column, or nulls of its type where the table has none."""
+    types = {"number": pa.float64(), "categories": pa.list_(pa.string())}
+    wanted = types.get(kind, pa.string())
+    if name not in table.column_names:
+        return pa.nulls(table.num_rows, wanted)
+    return table.column(name).cast(wanted)
+
+
+def _features(table: pa.Table, columns: Columns) -> Features:
+    rows = table.num_rows
+    numbers, categories, multi = [], {}, {}
+    for name, fitted in columns.items():
+        values = _column(table, name, fitted.kind)
+        if fitted.kind == "number":
+            filled = fill_missing(values, fitted.fill)
+            raw = pc.fill_null(filled, float("nan")).to_numpy().astype(np.float64)
+            scaled = (raw - fitted.offset) / fitted.scale
+            limit = float(np.finfo(np.float32).max)
+            numbers.append(np.clip(np.nan_to_num(scaled, nan=0.0), -limit, limit))
+        elif fitted.kind == "category" and fitted.vocabulary is not None:
+            categories[name] = fitted.vocabulary.index(fill_missing(values, fitted.fill))
+        elif fitted.kind == "categories" and fitted.vocabulary is not None:
+            multi[name] = _pad(values, fitted.vocabulary)
+    stacked = np.stack(numbers, axis=1) if numbers else np.zeros((rows, 0))
+    return Features(stacked.astype(np.float32), categories, multi)
+
+
+def _pad(values: pa.ChunkedArray | pa.Array, vocabulary: Vocabulary) -> NDArray[np.int32]:
+    """Give positions of lists (N,) as a rectangle (N, M), padded with 0."""
+    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy().astype(np.int64)
+    flat = vocabulary.index(pc.list_flatten(values))
+    result = np.zeros((len(lengths), max(1, int(lengths.max(initial=0)))), np.int32)
+    result[np.arange(result.shape[1])[None, :] < lengths[:, None]] = flat
+    return result
+
+
+def _fill(table: pa.Table, columns: Columns) -> pa.Table:
+    for name, fitted in columns.items():
+        if fitted.fill is not None and name in table.column_names:
+            position = table.column_names.index(name)
+            table = table.set_column(position, name, fill_missing(table.column(name), fitted.fill))
+    return table

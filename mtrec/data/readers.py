@@ -1,0 +1,596 @@
+"""Files of CSV, JSONL and Parquet as batches of raw rows, none of them lost.
+
+CSV is split into records here, because a reader that skips a broken row on its own account cannot
+say which one it was. Every physical record becomes a row; one that cannot be split carries its
+reason. Values stay text: casting is `contract`'s. Streams file by file through `pyarrow.fs`; a
+batch is the same whatever the number of workers.
+"""
+
+import codecs
+import fnmatch
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from mtrec import storage
+from mtrec.config import CategoriesColumn, NumberColumn
+from mtrec.data.contract import INTEGER, PLACE, REASON, ROW, SOURCE, Table, id_columns
+from mtrec.data.contract import source_columns as _source_columns
+from mtrec.errors import ConfigError, DataError
+
+Format = Literal["csv", "jsonl", "parquet"]
+
+CHUNK_BYTES = 8 << 20
+MAX_RECORD_BYTES = 1 << 20
+"""A quoted field that is still open after so many bytes was never meant to be: the line it starts
+on is set aside and reading goes on with the next."""
+ROWS_PER_BATCH = 1 << 16
+ROWS_PER_PIECE = 1 << 20
+PLACES_PER_FILE = 1 << 40
+LINES_FOR_KEYS = 1000
+"""A JSONL key that none of the first so many rows has is taken for a wrong column name."""
+
+_BOM = codecs.BOM_UTF8
+_NOT_DECODED = "row does not decode as {}"
+_NUL = "row holds a NUL byte"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of one file that one task reads.
+
+    Attributes:
+        path: local path or URI, absolute.
+        name: the path as the user wrote it, for `_source`.
+        format: how to read it.
+        file: position of the file in the input.
+        header: CSV: the file's columns.
+        row_groups: Parquet: which ones.
+        first_row: Parquet: number of the first row within the file.
+    """
+
+    path: str
+    name: str
+    format: Format
+    file: int
+    header: tuple[str, ...] = ()
+    row_groups: tuple[int, ...] = ()
+    first_row: int = 0
+
+
+def input_files(config: Table, root: str) -> list[tuple[str, str, int, float]]:
+    """List a table's files as (absolute path, name to show, bytes, time of change), sorted.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    name = config.path
+    absolute = "://" in name or name.startswith("/")
+    full = name if absolute or root in ("", ".") else storage.join(root, name)
+    system, inner = storage.filesystem(full)
+    prefix = full.split("://")[0] + "://" if "://" in full else ""
+    pattern = any(sign in inner for sign in "*?[")
+    if pattern:
+        depth = next(n for n, part in enumerate(inner.split("/")) if any(c in part for c in "*?["))
+        base = "/".join(inner.split("/")[:depth])
+        infos = [info for info in _walk(system, base) if _matches(info.path, inner)]
+    else:
+        info = system.get_file_info(inner)
+        if info.type == fs.FileType.File:
+            infos = [info]
+        else:
+            infos = [i for i in _walk(system, inner) if not _is_hidden(i.path[len(inner) :])]
+    if not infos:
+        what = "matches no file" if pattern else "is not there, or holds no file"
+        raise DataError(
+            f"input {full} {what}\n"
+            "check data.*.path; relative paths start in data.root, else in the current folder"
+        )
+    base_name = full if pattern or len(infos) > 1 else name
+    return sorted(
+        (prefix + i.path, base_name if len(infos) == 1 else prefix + i.path, i.size, i.mtime_ns)
+        for i in infos
+    )
+
+
+def plan(config: Table, root: str) -> list[Piece]:
+    """Cut a table's files into pieces and check that each file has the columns that are asked for.
+
+    Raises:
+        DataError: a file is missing, empty, unreadable or lacks a column; all are named at once.
+        ConfigError: the declared encoding is unknown.
+    """
+    try:
+        codecs.lookup(config.encoding)
+    except LookupError:
+        raise ConfigError(
+            f'encoding "{config.encoding}" of {config.path} is unknown\n'
+            "expected a name that Python knows, such as utf-8, latin-1, gb18030"
+        ) from None
+    pieces: list[Piece] = []
+    for number, (path, name, _, _) in enumerate(input_files(config, root)):
+        kind = _format(path, config.format)
+        piece = Piece(path, name, kind, number)
+        match kind:
+            case "csv":
+                header = _header(piece, config)
+                _require(config, name, header)
+                pieces.append(Piece(path, name, kind, number, header=tuple(header)))
+            case "jsonl":
+                found = _first_keys(piece, config)
+                if found is not None:
+                    _require(config, name, found)
+                pieces.append(piece)
+            case "parquet":
+                pieces += _plan_parquet(piece, config)
+    return pieces
+
+
+def read(piece: Piece, config: Table) -> Iterator[pa.Table]:
+    """Read a piece as raw tables for `contract.check`, in the order of the file.
+
+    Raises:
+        DataError: the file cannot be read to its end.
+    """
+    try:
+        match piece.format:
+            case "csv":
+                yield from _read_csv(piece, config)
+            case "jsonl":
+                yield from _read_jsonl(piece, config)
+            case "parquet":
+                yield from _read_parquet(piece, config)
+    except (OSError, pa.ArrowException) as error:
+        _unreadable(piece, error)
+
+
+# ---- lines --------------------------------------------------------------------------------------
+
+
+def _line_chunks(piece: Piece, encoding: str) -> Iterator[tuple[list[bytes], bool]]:
+    """Yield whole lines with their ends, and whether they are the last; a BOM is taken off."""
+    decoder = _transcoder(encoding)
+    carry, first = b"", True
+    with _open(piece) as stream:
+        while True:
+            data = stream.read(CHUNK_BYTES)
+            last = not data
+            if decoder is not None:
+                data = decoder.decode(data, last).encode("utf-8")
+            if first and len(carry) + len(data) >= len(_BOM):
+                carry, data, first = b"", (carry + data).removeprefix(_BOM), False
+            data = carry + data
+            if last:
+                yield data.splitlines(keepends=True), True
+                return
+            # A carriage return at the very end may be the first half of a line end.
+            cut = max(data.rfind(b"\n"), data.rfind(b"\r", 0, len(data) - 1)) + 1
+            carry = data[cut:]
+            yield data[:cut].splitlines(keepends=True), False
+
+
+def _transcoder(encoding: str) -> codecs.IncrementalDecoder | None:
+    """Give a decoder for encodings in which a byte of 10 need not be a line end."""
+    name = codecs.lookup(encoding).name
+    if not name.startswith(("utf-16", "utf-32")):
+        return None
+    return codecs.getincrementaldecoder(name)("replace")
+
+
+def _decode(lines: list[bytes], encoding: str) -> tuple[list[str], list[str | None]]:
+    """Decode lines; a line that cannot be gets its bytes escaped and a reason."""
+    wide = _transcoder(encoding) is not None
+    name = "utf-8" if wide else encoding
+    reasons: list[str | None] = [None] * len(lines)
+    try:
+        texts = [line.decode(name) for line in lines]
+    except UnicodeDecodeError:
+        texts = []
+        for number, line in enumerate(lines):
+            try:
+                texts.append(line.decode(name))
+            except UnicodeDecodeError:
+                texts.append(line.decode(name, "backslashreplace"))
+                reasons[number] = _NOT_DECODED.format(encoding)
+    for sign, reason in (("\0", _NUL), ("\ufffd", _NOT_DECODED.format(encoding))):
+        if sign == "\0" or wide:
+            for number, text in enumerate(texts):
+                if sign in text:
+                    reasons[number] = reasons[number] or reason
+    return texts, reasons
+
+
+# ---- CSV ----------------------------------------------------------------------------------------
+
+
+def _read_csv(piece: Piece, config: Table) -> Iterator[pa.Table]:
+    splitter = _Splitter(config.delimiter)
+    names = _source_columns(config)
+    wanted = {name: piece.header.index(source) for name, source in names.items()}
+    row, header_seen, pending = 0, False, list[bytes]()
+    for chunk, last in _line_chunks(piece, config.encoding):
+        lines = pending + chunk
+        texts, reasons = _decode(lines, config.encoding)
+        records, used = splitter.split(texts, reasons, last)
+        pending = lines[used:]
+        if not header_seen and records:
+            records, header_seen = records[1:], True
+        if records:
+            yield _csv_table(records, piece, wanted, row, config.delimiter)
+            row += len(records)
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """One CSV record: its text, and its fields if it had quotes, or what is wrong with it."""
+
+    text: str
+    fields: list[str] | None = None
+    reason: str | None = None
+
+
+class _Splitter:
+    """Splits lines into records; only records with quotes are split into fields here."""
+
+    def __init__(self, delimiter: str) -> None:
+        other = re.escape(delimiter)
+        self._field = re.compile(
+            rf'(?:"([^"]*(?:""[^"]*)*)"|([^"{other}][^{other}]*)?)({other}|\Z)', re.DOTALL
+        )
+
+    def split(
+        self, lines: list[str], reasons: list[str | None], last: bool
+    ) -> tuple[list[_Record], int]:
+        """Give the records, blank lines left out, and the number of lines that they use."""
+        records: list[_Record] = []
+        number = 0
+        while number < len(lines):
+            text, reason = lines[number].rstrip("\r\n"), reasons[number]
+            if not text:
+                number += 1
+            elif reason is not None or '"' not in text:
+                records.append(_Record(text, None, reason))
+                number += 1
+            else:
+                record, used = self._quoted(lines, reasons, number)
+                if record is None and not last:
+                    return records, number
+                records.append(record or _Record(text, None, "row has a quote that is not closed"))
+                number += used if record else 1
+        return records, number
+
+    def _quoted(
+        self, lines: list[str], reasons: list[str | None], start: int
+    ) -> tuple[_Record | None, int]:
+        """Parse a record that starts on a line with a quote; None if the lines end within it."""
+        text = lines[start]
+        for stop in range(start + 1, len(lines) + 1):
+            if stop == start + 1 or '"' in lines[stop - 1]:
+                bare = text.rstrip("\r\n")
+                fields = self._fields(bare)
+                if isinstance(fields, list):
+                    bad = next((reason for reason in reasons[start:stop] if reason), None)
+                    return _Record(bare, fields, bad), stop - start
+                if fields == "garbage":
+                    reason = "row has text after a closing quote"
+                    if stop > start + 1:
+                        reason = "row has a quote that is not closed"
+                    return _Record(lines[start].rstrip("\r\n"), None, reason), 1
+            if len(text) > MAX_RECORD_BYTES:
+                reason = "row has a quote that is not closed"
+                return _Record(lines[start].rstrip("\r\n"), None, reason), 1
+            if stop < len(lines):
+                text += lines[stop]
+        return None, 0
+
+    def _fields(self, text: str) -> list[str] | Literal["open", "garbage"]:
+        """Split one record; tell when a quote is open at its end or closed too early."""
+        fields, place = [], 0
+        while True:
+            match = self._field.match(text, place)
+            if match is None:
+                # Quotes in pairs inside: if the closing one is missing, the field is open.
+                closed = re.compile(r'"[^"]*(?:""[^"]*)*"(?!")').match(text, place)
+                return "garbage" if closed else "open"
+            quoted, plain, end = match.groups()
+            fields.append(quoted.replace('""', '"') if quoted is not None else plain or "")
+            place = match.end()
+            if not end:
+                return fields
+
+
+def _csv_table(
+    records: list[_Record], piece: Piece, wanted: dict[str, int], row: int, delimiter: str
+) -> pa.Table:
+    """Put records into columns; a wrong number of fields becomes a reason."""
+    count = len(piece.header)
+    texts = pa.array([record.text for record in records], pa.string())
+    reasons: list[str | None] = [record.reason for record in records]
+    plain = np.array([record.fields is None and record.reason is None for record in records], bool)
+    lists = pc.split_pattern(texts.filter(pa.array(plain)), delimiter)
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    plain_rows = np.flatnonzero(plain)
+    for number in plain_rows[lengths != count].tolist():
+        reasons[number] = f"wrong number of fields, expected {count}"
+    quoted_rows = [n for n, record in enumerate(records) if record.fields is not None]
+    for number in quoted_rows:
+        if reasons[number] is None and len(records[number].fields or []) != count:
+            reasons[number] = f"wrong number of fields, expected {count}"
+    for number in quoted_rows:
+        if records[number].fields == list(piece.header):
+            reasons[number] = "repeats the header"
+    joined = delimiter.join(piece.header)
+    for number in np.flatnonzero(pc.equal(texts, joined).to_numpy(zero_copy_only=False)).tolist():
+        reasons[number] = "repeats the header"
+    good_lists = lists.filter(pa.array(lengths == count))
+    flat, good_plain = good_lists.flatten(), plain_rows[lengths == count]
+    good_quoted = [n for n in quoted_rows if reasons[n] is None]
+    order = np.full(len(records), -1, np.int64)
+    order[good_plain] = np.arange(len(good_plain))
+    order[good_quoted] = len(good_plain) + np.arange(len(good_quoted))
+    take = pa.array(order, mask=order < 0)
+    columns: dict[str, pa.Array] = {}
+    for name, position in wanted.items():
+        from_plain = flat.take(pa.array(np.arange(len(good_plain)) * count + position))
+        from_quoted = pa.array([(records[n].fields or [])[position] for n in good_quoted])
+        both = pa.concat_arrays([from_plain, from_quoted.cast(pa.string())])
+        columns[name] = both.take(take)
+    return _table(columns, piece, row, texts, reasons)
+
+
+def _header(piece: Piece, config: Table) -> list[str]:
+    splitter = _Splitter(config.delimiter)
+    for lines, last in _line_chunks(piece, config.encoding):
+        records, _ = splitter.split(*_decode(lines, config.encoding), last)
+        if records:
+            first = records[0]
+            if first.reason is not None:
+                raise DataError(
+                    f"{piece.name}: the header {first.reason.removeprefix('row ')}\n"
+                    "expected column names in the first line; see data.*.encoding, delimiter"
+                )
+            return first.fields or first.text.split(config.delimiter)
+    raise DataError(f"{piece.name} is empty\nexpected column names in the first line")
+
+
+# ---- JSONL --------------------------------------------------------------------------------------
+
+
+def _read_jsonl(piece: Piece, config: Table) -> Iterator[pa.Table]:
+    names, row = _source_columns(config), 0
+    for chunk, _ in _line_chunks(piece, config.encoding):
+        texts, reasons = _decode(chunk, config.encoding)
+        kept = [n for n, text in enumerate(texts) if text.strip()]
+        lines = [texts[n].rstrip("\r\n") for n in kept]
+        problems = [reasons[n] for n in kept]
+        for start in range(0, len(lines), ROWS_PER_BATCH):
+            part = slice(start, start + ROWS_PER_BATCH)
+            yield _jsonl_table(lines[part], problems[part], piece, config, names, row)
+            row += len(lines[part])
+
+
+def _jsonl_table(
+    lines: list[str],
+    reasons: list[str | None],
+    piece: Piece,
+    config: Table,
+    names: dict[str, str],
+    row: int,
+) -> pa.Table:
+    values: dict[str, list[object]] = {name: [] for name in names}
+    flags: dict[str, list[bool]] = {INTEGER + name: [] for name in id_columns(config)}
+    for number, line in enumerate(lines):
+        tree: object = None
+        if reasons[number] is None:
+            tree = _parse_json(line)
+            if not isinstance(tree, dict):
+                reasons[number] = "row is not JSON" if tree is None else "row is no JSON object"
+        found: dict[str, Any] = tree if isinstance(tree, dict) else {}
+        for name, source in names.items():
+            value, integer, problem = _from_json(name, found.get(source), config)
+            values[name].append(value)
+            if name in id_columns(config):
+                flags[INTEGER + name].append(integer)
+            if problem is not None and reasons[number] is None:
+                reasons[number] = f"{name} {problem}"
+    kinds = {
+        name: pa.list_(pa.string())
+        if isinstance(config.columns.get(name), CategoriesColumn)
+        else pa.string()
+        for name in names
+    }
+    columns = {name: pa.array(column, kinds[name]) for name, column in values.items()}
+    columns |= {name: pa.array(column, pa.bool_()) for name, column in flags.items()}
+    return _table(columns, piece, row, pa.array(lines, pa.string()), reasons)
+
+
+def _parse_json(line: str) -> object:
+    """Give the value of one line; None where it is not JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _from_json(name: str, value: object, config: Table) -> tuple[object, bool, str | None]:
+    """Write a JSON value as text: (text or list of texts, is it an integer, problem)."""
+    column = config.columns.get(name)
+    integer = isinstance(value, int) and not isinstance(value, bool)
+    if value is None:
+        return None, False, None
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+            return None, False, "holds half of a surrogate pair"
+        if isinstance(column, CategoriesColumn):
+            return value.split(column.separator), False, None
+        return value, False, None
+    if isinstance(value, list) and isinstance(column, CategoriesColumn):
+        parts = [_from_json("", part, config) for part in value]
+        if any(isinstance(part[0], list) or part[2] for part in parts):
+            return None, False, "is a nested list"
+        return [part[0] for part in parts if part[0] is not None], False, None
+    if isinstance(value, list | dict):
+        return None, False, f"is a JSON {'list' if isinstance(value, list) else 'object'}"
+    if name in id_columns(config) and not integer:
+        return None, False, "is a JSON number with a fraction or a Boolean"
+    if isinstance(value, bool):
+        text = str(int(value)) if isinstance(column, NumberColumn) else str(value).lower()
+        return text, False, None
+    if isinstance(value, float) and value.is_integer() and not isinstance(column, NumberColumn):
+        return f"{value:.15g}", False, None
+    wrapped = [str(value)] if isinstance(column, CategoriesColumn) else str(value)
+    return wrapped, integer, None
+
+
+def _first_keys(piece: Piece, config: Table) -> list[str] | None:
+    """List the keys of the first rows; None if there is no row that is an object."""
+    keys: dict[str, None] = {}
+    seen = 0
+    for chunk, _ in _line_chunks(piece, config.encoding):
+        for text in _decode(chunk[: LINES_FOR_KEYS - seen], config.encoding)[0]:
+            tree = _parse_json(text)
+            keys |= dict.fromkeys(tree) if isinstance(tree, dict) else {}
+        seen += len(chunk)
+        if seen >= LINES_FOR_KEYS:
+            break
+    return list(keys) or None
+
+
+# ---- Parquet ------------------------------------------------------------------------------------
+
+
+def _plan_parquet(piece: Piece, config: Table) -> list[Piece]:
+    """Cut a file into pieces of whole row groups, about `ROWS_PER_PIECE` rows each."""
+    with _open_parquet(piece) as file:
+        _require(config, piece.name, file.schema_arrow.names)
+        sizes = [file.metadata.row_group(n).num_rows for n in range(file.metadata.num_row_groups)]
+    pieces, groups, first, rows = [], list[int](), 0, 0
+    for number, size in enumerate(sizes):
+        groups.append(number)
+        rows += size
+        if rows - first >= ROWS_PER_PIECE or number == len(sizes) - 1:
+            pieces.append(
+                Piece(
+                    piece.path,
+                    piece.name,
+                    "parquet",
+                    piece.file,
+                    row_groups=tuple(groups),
+                    first_row=first,
+                )
+            )
+            groups, first = [], rows
+    return pieces
+
+
+def _read_parquet(piece: Piece, config: Table) -> Iterator[pa.Table]:
+    names, row = _source_columns(config), piece.first_row
+    sources = list(dict.fromkeys(names.values()))
+    with _open_parquet(piece) as file:
+        batches = file.iter_batches(ROWS_PER_BATCH, row_groups=piece.row_groups, columns=sources)
+        for batch in batches:
+            columns = {name: batch.column(source) for name, source in names.items()}
+            yield _table(columns, piece, row, None, None, rows=batch.num_rows)
+            row += batch.num_rows
+
+
+def _open_parquet(piece: Piece) -> pq.ParquetFile:
+    system, inner = storage.filesystem(piece.path)
+    try:
+        return pq.ParquetFile(system.open_input_file(inner))
+    except (pa.ArrowInvalid, OSError) as error:
+        _unreadable(piece, error)
+
+
+# ---- common -------------------------------------------------------------------------------------
+
+
+def _table(
+    columns: dict[str, pa.Array],
+    piece: Piece,
+    row: int,
+    texts: pa.Array | None,
+    reasons: list[str | None] | None,
+    *,
+    rows: int | None = None,
+) -> pa.Table:
+    count = len(texts) if texts is not None else rows or 0
+    columns[SOURCE] = pa.array([piece.name] * count, pa.string())
+    columns[PLACE] = pa.array(np.arange(row, row + count) + piece.file * PLACES_PER_FILE)
+    if texts is not None:
+        columns[ROW] = texts
+        columns[REASON] = pa.array(reasons, pa.string())
+    return pa.table(columns)
+
+
+def _open(piece: Piece) -> Any:
+    """Open a file for reading; `.gz` and the like are unpacked on the way."""
+    system, inner = storage.filesystem(piece.path)
+    try:
+        return system.open_input_stream(inner)
+    except OSError as error:
+        _unreadable(piece, error)
+
+
+def _unreadable(piece: Piece, error: Exception) -> NoReturn:
+    raise DataError(
+        f"cannot read {piece.name} as {piece.format}: {' '.join(str(error).split())}\n"
+        "check the file, or name its format in data.*.format"
+    ) from error
+
+
+def _require(config: Table, name: str, found: list[str]) -> None:
+    """Check that a file has the columns that the configuration reads, once each."""
+    wanted = _source_columns(config)
+    missing = [f'"{source}"' for source in dict.fromkeys(wanted.values()) if source not in found]
+    double = [f'"{source}"' for source in wanted.values() if found.count(source) > 1]
+    if not missing and not double:
+        return
+    shown = ", ".join(found[:20]) + (", ..." if found[20:] else "")
+    what = f"no column {', '.join(missing)}" if missing else f"two columns {', '.join(double)}"
+    raise DataError(
+        f"{name}: {what}; columns found: {shown}\n"
+        "name the file's columns in the configuration (user_id, item_id, timestamp, columns.*"
+        ".source), and its delimiter"
+    )
+
+
+def _format(path: str, declared: str) -> Format:
+    if declared != "auto":
+        return declared  # type: ignore[return-value]  # the schema admits only formats
+    name = PurePosixPath(path).name.lower()
+    for ending in (".gz", ".bz2", ".zst", ".lz4"):
+        name = name.removesuffix(ending)
+    if name.endswith((".parquet", ".pq")):
+        return "parquet"
+    return "jsonl" if name.endswith((".jsonl", ".ndjson", ".json")) else "csv"
+
+
+def _walk(system: fs.FileSystem, base: str) -> list[fs.FileInfo]:
+    selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
+    try:
+        infos = system.get_file_info(selector)
+    except NotADirectoryError:
+        return []
+    return [info for info in infos if info.type == fs.FileType.File]
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path.split("/"))
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Match part by part, so that `*` stays within a folder; `**` matches any depth."""
+    if "**" in pattern:
+        return fnmatch.fnmatchcase(path, pattern.replace("**/", "*"))
+    parts, patterns = path.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
