@@ -5,17 +5,17 @@ three lines on stderr and an exit code; a traceback only with `--verbose`.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from mtrec import __version__, chain
 from mtrec.config import Config, dump_config, load_config
-from mtrec.errors import MtrecError
+from mtrec.errors import ConfigError, MtrecError
 from mtrec.runlog import configure_logging
 
 app = typer.Typer(
@@ -54,8 +54,6 @@ def run_shell(command: Callable[[], object], *, verbose: bool = False) -> int:
 
     0 done, 1 anything unexpected, 2 configuration or usage, 3 data, 4 artifact, 130 Ctrl-C.
     """
-    import click
-
     try:
         result = command()
         return result if isinstance(result, int) else 0
@@ -64,12 +62,17 @@ def run_shell(command: Callable[[], object], *, verbose: bool = False) -> int:
             raise
         print(f"mtrec: {error}", file=sys.stderr)
         return error.exit_code
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except TyperException as error:  # wrong usage: a missing option, an unknown command
+        # Typer keeps the class that can show itself private.
+        show = getattr(error, "show", None)
+        if show is None:
+            print(f"mtrec: {error}", file=sys.stderr)
+        else:
+            show()
+        return ConfigError.exit_code
+    except (KeyboardInterrupt, typer.Abort):
         print("mtrec: interrupted; what was finished is kept, run again to go on", file=sys.stderr)
         return 130
     except Exception as error:
@@ -185,7 +188,7 @@ def _serve(
 ) -> None:
     from mtrec.config import RayConfig, ServeConfig
     from mtrec.rayrun import connect
-    from mtrec.serve.app import ServeArgs, serve_bundle
+    from mtrec.serve.app import ServeArgs, serve_until_interrupt
 
     settings = config.serve if config is not None else ServeConfig()
     changes: dict[str, Any] = {"host": host, "port": port}
@@ -196,7 +199,11 @@ def _serve(
 
     find_bundle(bundle)  # a wrong folder is told before Ray is started
     connect(config.ray if config is not None else RayConfig(), address)
-    serve_bundle(ServeArgs.from_config(os.path.abspath(bundle), settings), settings)
+    serve_until_interrupt(ServeArgs.from_config(bundle, settings), _announce)
+
+
+def _announce(url: str) -> None:
+    print(f"endpoint: {url} (Ctrl-C ends it)", flush=True)
 
 
 @config_app.command("check")

@@ -313,6 +313,8 @@ class ModelConfig(_Section):
     """Width of user and item vectors."""
     text_dim: int = Field(128, ge=4)
     """Text vectors are whitened to so many directions at most."""
+    taste_dim: int = Field(16, ge=1, le=1024)
+    """Width of the SVD++-like part of the ranking network."""
     id_dropout: Fraction = 0.2
     """Share of collaborative item rows hidden in a step, so that content stands alone."""
     history: SequenceHistory = SequenceHistory()
@@ -337,15 +339,17 @@ class ModelConfig(_Section):
 class TrainConfig(_Section):
     epochs: int = Field(60, ge=1)
     """Passes over the training windows at most."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(32, ge=1)
     """Windows in one global batch; workers share it evenly, so it must be a multiple of them."""
     learning_rate: float = Field(1e-3, gt=0.0)
     weight_decay: float = Field(0.01, ge=0.0)
-    """Not applied to embeddings, biases and norms."""
+    """Of layers; not applied to embeddings, biases and norms."""
+    ranking_decay: float = Field(0.1, ge=0.0)
+    """Weight decay of the ranking network's item tables, as regularisation is in SVD++."""
     warmup_steps: int = Field(100, ge=0)
     clip_norm: float = Field(1.0, gt=0.0)
     """Largest norm of the whole gradient."""
-    ema_decay: Fraction = 0.0
+    ema_decay: Fraction = 0.99
     """Decay of the moving average of the weights, which is what is validated and exported; 0: none.
     """
     patience: int = Field(10, ge=1)
@@ -425,6 +429,8 @@ class ServeConfig(_Section):
     """Requests that one replica takes at a time."""
     max_queued_requests: int = Field(200, ge=1)
     """Requests that wait at most; more are refused with 503."""
+    request_timeout_s: float = Field(30.0, gt=0.0)
+    """Requests that take longer are answered 408; in seconds."""
     upscale_delay_s: float = Field(10.0, ge=0.0)
     downscale_delay_s: float = Field(300.0, ge=0.0)
     max_body_bytes: int = Field(1 << 20, ge=1024)

@@ -68,3 +68,18 @@ def _configure_data() -> None:
     context.execution_options.resource_limits = ExecutionResources.for_limits()
     context.read_op_min_num_blocks = 4
     context.enable_progress_bars = os.isatty(2)
+    noise = logging.getLogger("ray.data")
+    if not any(isinstance(known, _Plans) for known in noise.filters):
+        for handler in (*noise.handlers, *logging.getLogger("ray").handlers):
+            handler.addFilter(_Plans())
+        noise.addFilter(_Plans())
+
+
+class _Plans(logging.Filter):
+    """Keep Ray Data's plan of every small step out of the log; its progress lines stay."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let a record through unless it only tells what is about to run or has run."""
+        text = record.getMessage()
+        plan = ("Starting execution of", "Execution plan of", "Dataset ", "\u2714")
+        return record.levelno > logging.INFO or not text.startswith(plan)

@@ -14,8 +14,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -24,16 +22,15 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from mtrec import storage
 from mtrec.bundle import EncoderInfo, ItemArrays, save_bundle
 from mtrec.config import Config, parse_config
-from mtrec.data.features import Features, FeatureSizes, FeatureTransform
-from mtrec.data.histories import SPLITS, Histories
-from mtrec.errors import ArtifactError, DataError, MtrecError
-from mtrec.model.fit import TrainingData, TrainState, UserInputs, start_state, train_epoch
-from mtrec.model.network import ModelSizes, TowerSizes, build_model
-from mtrec.model.towers import FeatureInputs
+from mtrec.data.features import FeatureTransform
+from mtrec.errors import ArtifactError, MtrecError
+from mtrec.model.fit import TrainState, start_state, train_epoch
+from mtrec.model.loading import load_training_data, open_store, text_rows
+from mtrec.model.network import build_model
 from mtrec.model.validation import monitored, validate
+from mtrec.progress import follow
 from mtrec.rayrun import cluster_cpus, cluster_gpus
 from mtrec.runlog import configure_logging, event
-from mtrec.text.store import EmbeddingStore, store_path
 from mtrec.userstore import read_parquet
 
 logger = logging.getLogger("mtrec.train")
@@ -64,28 +61,59 @@ def train(
     Raises:
         DataError: nothing to learn from, or a loss that is not finite.
     """
+    name, up = monitored(config)
+    shown = ["loss", f"validation/{name}"]
+    with follow(logger, "train.epoch", total=config.train.epochs, shown=shown) as board:
+        trainer = _build_trainer(
+            config,
+            settings={
+                "config": config.model_dump(mode="json"),
+                "dataset": _absolute(dataset),
+                "embeddings": _absolute(embeddings),
+                "board": board,
+            },
+            storage_path=_absolute(checkpoints),
+            run_name=f"train-{key[:16]}",
+        )
+        try:
+            result = trainer.fit()
+        except Exception as error:
+            raise _cause(error) from error
+    state, score = _best_state(result)
+    event(logger, "train.best", epoch=state["epoch"], **{name: score if up else -score})
+    return _export(
+        config,
+        state,
+        dataset=dataset,
+        embeddings=embeddings,
+        bundles=bundles,
+        key=key,
+        parents=parents,
+    )
+
+
+def _build_trainer(
+    config: Config, *, settings: dict[str, Any], storage_path: str, run_name: str
+) -> TorchTrainer:
+    """Build the Ray Train job: workers, checkpoints, restarts."""
     num_workers = config.train.num_workers
-    settings = {
-        "config": config.model_dump(mode="json"),
-        "dataset": _absolute(dataset),
-        "embeddings": _absolute(embeddings),
-    }
     use_gpu = config.train.use_gpu == "yes" or (
         config.train.use_gpu == "auto" and cluster_gpus() >= num_workers
     )
-    name, up = monitored(config)
-    # Half a core each at most leaves room for Ray's own work on a small machine.
+    # Half of the CPUs at most: on a small machine Ray's own work needs the others.
     cpus = min(1.0, cluster_cpus() / (2 * num_workers))
-    threads = max(1, int((os.cpu_count() or 1) / num_workers)) if not use_gpu else 1
-    trainer = TorchTrainer(
+    threads = 1 if use_gpu else max(1, (os.cpu_count() or 1) // num_workers)
+    return TorchTrainer(
         _worker,
         train_loop_config={**settings, "threads": threads},
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=_resources(cpus, use_gpu)
+            num_workers=num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1.0} if use_gpu else {})},
         ),
         run_config=RunConfig(
-            name=f"train-{key[:16]}",
-            storage_path=_absolute(checkpoints),
+            name=run_name,
+            storage_path=storage_path,
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=2,
@@ -94,81 +122,6 @@ def train(
             ),
         ),
     )
-    try:
-        result = trainer.fit()
-    except Exception as error:
-        raise _cause(error) from error
-    state, score = _best_state(result)
-    event(logger, "train.best", epoch=state["epoch"], **{name: score if up else -score})
-    return _export(
-        config, state, dataset=dataset, embeddings=embeddings, bundles=bundles, key=key,
-        parents=parents,
-    )  # fmt: skip
-
-
-def load_training_data(
-    config: Config, *, dataset: str, embeddings: str, device: torch.device | str = "cpu"
-) -> tuple[TrainingData, Histories]:
-    """Load what fitting reads, and the validation events: (data, held out).
-
-    Raises:
-        ArtifactError: a part is missing or does not fit the others.
-    """
-    transform = FeatureTransform.from_json(
-        storage.read_json(storage.join(dataset, "transform.json"))
-    )
-    items = read_parquet(storage.join(dataset, "items.parquet"))
-    users = read_parquet(storage.join(dataset, "users.parquet"))
-    histories = _load_histories(dataset)
-    train = histories.select(histories.split == SPLITS.index("train"))
-    held_out = histories.select(histories.split == SPLITS.index("validation"))
-    store = _open_store(config, embeddings)
-    num_items = items.num_rows + 2
-    item_text = _text_rows(store, items.column("text"), shift=2)
-    texts, (profile, behaviour) = _distinct_texts(
-        store, [users.column("text"), users.column("behaviour_text")]
-    )
-    order = _user_order(users, histories)
-    counts = np.bincount(train.item_index, minlength=num_items)
-    width = store.dim if store is not None else 0
-    sizes = ModelSizes(
-        num_items=num_items,
-        items=_tower_sizes(transform.item_sizes, width if item_text.any() else 0),
-        users=_tower_sizes(transform.user_sizes, width if config_tells_users(config) else 0),
-        event_numbers=list(transform.event_scaling),
-        event_categories=dict(transform.event_categories),
-        context_numbers=list(transform.context_numbers),
-        context_categories=list(transform.context_categories),
-        labels=_label_scales(config, transform),
-    )
-    item_inputs = _feature_inputs(transform.item_features(items), item_text, shift=2)
-    if not sizes.items.text_width:
-        item_inputs = _without_text(item_inputs)
-    user_features = _feature_inputs(
-        transform.user_features(users), np.zeros((users.num_rows, 0), np.float32), shift=0
-    ).rows(torch.from_numpy(order))
-    cut = users.column("behaviour_cut").to_numpy().astype(np.int64)
-    cut = np.where(behaviour > 0, cut, 0)[order]
-    data = TrainingData(
-        train=train,
-        cut=_training_cut(histories, cut),
-        items=item_inputs.to(device),
-        trained=torch.from_numpy((counts > 0).astype(np.float32)).to(device),
-        users=UserInputs(
-            features=user_features.to(device),
-            texts=torch.from_numpy(texts[:, : sizes.users.text_width]).to(device),
-            profile=torch.from_numpy(profile[order]).to(device),
-            behaviour=torch.from_numpy(behaviour[order]).to(device),
-        ),
-        sizes=sizes,
-        scaling=dict(transform.event_scaling),
-    )
-    return data, held_out
-
-
-def config_tells_users(config: Config) -> bool:
-    """Tell whether users have text, so that the user tower has a place for it."""
-    return config.text.user_template is not None or config.text.behaviour is not None
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -216,6 +169,8 @@ def _worker(settings: dict[str, Any]) -> None:
             }
         )
         _report(state, weights, score, rank)
+        if rank == 0:
+            settings["board"].add.remote(state.history[-1])
 
 
 def _finished(state: TrainState, config: Config) -> bool:
@@ -229,7 +184,6 @@ def _report(state: TrainState, weights: dict[str, torch.Tensor], score: float, r
     if rank != 0:
         ray.train.report(metrics)
         return
-    event(logger, "train.epoch", **state.history[-1])
     with tempfile.TemporaryDirectory() as folder:
         torch.save({**state.state_dict(), "export": weights}, os.path.join(folder, _STATE))
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
@@ -272,7 +226,7 @@ def _export(
     model.eval()
     with torch.no_grad():
         vectors = model.encode_items(data.items, data.trained)
-    store = _open_store(config, embeddings)
+    store = open_store(config, embeddings)
     users = read_parquet(storage.join(dataset, "users.parquet"))
     history = state["history"]
     chosen: dict[str, Any] = next(
@@ -294,7 +248,7 @@ def _export(
             text=data.items.text.numpy() if data.sizes.items.text_width else None,
         ),
         user_text=(
-            _text_rows(store, users.column("text"), shift=0)
+            text_rows(store, users.column("text"), shift=0)
             if store is not None and data.sizes.users.text_width
             else None
         ),
@@ -314,116 +268,6 @@ def _export(
         key=key,
         parents=parents,
     )
-
-
-def _open_store(config: Config, embeddings: str) -> EmbeddingStore | None:
-    """Open the run's vectors; None for a run without text."""
-    manifest = storage.read_manifest(embeddings, "embeddings")
-    encoder = manifest.details["encoder"]
-    if encoder is None:
-        return None
-    return EmbeddingStore(store_path(config.text, embeddings), encoder["id"])
-
-
-def _load_histories(dataset: str) -> Histories:
-    folder = storage.join(dataset, "histories")
-    parts = [
-        read_parquet(storage.join(folder, name))
-        for name in storage.list_files(folder)
-        if name.endswith(".parquet")
-    ]
-    if not parts:
-        raise DataError("the dataset has no users: found no file in dataset/histories")
-    return Histories.from_table(pa.concat_tables(parts))
-
-
-def _user_order(users: pa.Table, histories: Histories) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Give for each history the row of its user in the users table."""
-    found = pa.compute.index_in(
-        pa.array(histories.user_ids.tolist(), pa.string()),
-        value_set=users.column("user_id").combine_chunks(),
-    )
-    assert found.null_count == 0, "every user with events is in the users table"
-    return np.asarray(found.to_numpy(zero_copy_only=False)).astype(np.int64)
-
-
-def _training_cut(histories: Histories, cut: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Turn cuts in whole histories into cuts in training events: those told are the first ones."""
-    position = np.arange(histories.num_events) - np.repeat(
-        histories.offsets[:-1], np.diff(histories.offsets)
-    )
-    told = (histories.split == 0) & (position < np.repeat(cut, np.diff(histories.offsets)))
-    return np.bincount(histories.event_user[told], minlength=len(histories)).astype(np.int64)
-
-
-def _text_rows(
-    store: EmbeddingStore | None, texts: pa.ChunkedArray, *, shift: int
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Give (R + shift, W) vectors of a text column, zeros where there is no text."""
-    values = texts.to_pylist()
-    if store is None:
-        return np.zeros((len(values) + shift, 0), np.float32)
-    rows = np.zeros((len(values) + shift, store.dim), np.float32)
-    rows[shift:] = store.lookup([value or "" for value in values])
-    return rows
-
-
-def _distinct_texts(
-    store: EmbeddingStore | None, columns: list[pa.ChunkedArray]
-) -> tuple[np.ndarray[Any, np.dtype[np.float32]], list[np.ndarray[Any, Any]]]:
-    """Give distinct vectors, row 0 zeros, and for each column the row of each of its texts."""
-    row_of: dict[str, int] = {"": 0}
-    rows = [
-        np.array(
-            [row_of.setdefault(value or "", len(row_of)) for value in column.to_pylist()], np.int64
-        )
-        for column in columns
-    ]
-    if store is None:
-        return np.zeros((1, 0), np.float32), [np.zeros_like(row) for row in rows]
-    return store.lookup(list(row_of)), rows
-
-
-def _feature_inputs(
-    features: Features, text: np.ndarray[Any, np.dtype[np.float32]], *, shift: int
-) -> FeatureInputs:
-    """Turn features into tensors, with `shift` rows of zeros (padding, unknown) in front."""
-
-    def tensor(values: np.ndarray[Any, Any], dtype: type) -> torch.Tensor:
-        padded = np.zeros((len(values) + shift, *values.shape[1:]), dtype)
-        padded[shift:] = values
-        return torch.from_numpy(padded)
-
-    return FeatureInputs(
-        numbers=tensor(features.numbers, np.float32),
-        categories={name: tensor(part, np.int64) for name, part in features.categories.items()},
-        multi={name: tensor(part, np.int64) for name, part in features.multi.items()},
-        text=torch.from_numpy(text),
-        has_text=torch.from_numpy(text.any(axis=1).astype(np.float32)),
-    )
-
-
-def _without_text(inputs: FeatureInputs) -> FeatureInputs:
-    return FeatureInputs(
-        inputs.numbers, inputs.categories, inputs.multi, inputs.text[:, :0], inputs.has_text * 0.0
-    )
-
-
-def _tower_sizes(sizes: FeatureSizes, text_width: int) -> TowerSizes:
-    return TowerSizes(sizes.numbers, dict(sizes.categories), dict(sizes.multi), text_width)
-
-
-def _label_scales(config: Config, transform: FeatureTransform) -> dict[str, tuple[float, float]]:
-    """Give each regression task the scale in which its column enters the model."""
-    return {
-        task.name: transform.event_scaling[task.label.strip()]
-        for task in config.tasks
-        if task.kind == "regression"
-    }
-
-
-def _resources(cpus: float, use_gpu: bool) -> dict[str, float]:
-    return {"CPU": cpus, "GPU": 1.0} if use_gpu else {"CPU": cpus}
 
 
 def _absolute(path: str) -> str:

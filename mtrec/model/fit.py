@@ -28,6 +28,9 @@ from mtrec.model.network import ModelSizes, MultiTaskModel, build_model
 from mtrec.model.objective import COLLABORATIVE, CONTENT, JointObjective, TrainingBatch
 from mtrec.model.towers import FeatureInputs, drop_rows
 
+# Pseudo-events that draw an item's first usual value to the mean of all.
+_USUAL_PRIOR = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class UserInputs:
@@ -284,8 +287,17 @@ def _loss_factors(config: Config, data: TrainingData) -> dict[str, float]:
 
 
 def _start_at_means(model: MultiTaskModel, data: TrainingData) -> None:
-    """Start every ranking head at the mean of its training labels."""
+    """Start ranking at the biased baseline: heads at label means, items at their shrunk means."""
+    size = data.sizes.num_items
     with torch.no_grad():
+        for column, (name, (offset, scale)) in enumerate(data.scaling.items()):
+            values = (data.train.numbers[name] - offset) / scale
+            known = np.isfinite(values)
+            items = data.train.item_index[known]
+            total = np.bincount(items, values[known], minlength=size)
+            usual = total / (np.bincount(items, minlength=size) + _USUAL_PRIOR)
+            usual[:2] = 0.0
+            model.ranking.usual.weight[:, column] = torch.from_numpy(usual.astype(np.float32))
         for task in model.ranking.tasks:
             labels = data.train.labels[task.name]
             known = labels[np.isfinite(labels)]
@@ -299,24 +311,28 @@ def _start_at_means(model: MultiTaskModel, data: TrainingData) -> None:
                 bias.fill_(math.log(share / (1.0 - share)))
 
 
-def _optimizer(objective: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """AdamW; matrices of layers decay, embeddings, biases and norms do not."""
+def _optimizer(objective: JointObjective, config: Config) -> torch.optim.Optimizer:
+    """AdamW; layers decay a little, ranking tables more, other tables, biases and norms not."""
+    ranking = {
+        id(module.weight)
+        for module in objective.model.ranking.modules()
+        if isinstance(module, nn.Embedding)
+    }
     tables = {
         id(module.weight)
         for module in objective.modules()
         if isinstance(module, nn.Embedding | nn.EmbeddingBag)
     }
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    decays = (0.0, config.train.weight_decay, config.train.ranking_decay)
+    groups: dict[float, list[nn.Parameter]] = {decay: [] for decay in decays}
     for parameter in objective.parameters():
-        (decayed if parameter.ndim >= 2 and id(parameter) not in tables else others).append(
-            parameter
-        )
-    groups = [
-        {"params": decayed, "weight_decay": config.train.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.train.learning_rate)
+        plain = parameter.ndim < 2 or id(parameter) in tables
+        decay = decays[2] if id(parameter) in ranking else decays[0 if plain else 1]
+        groups[decay].append(parameter)
+    return torch.optim.AdamW(
+        [{"params": group, "weight_decay": decay} for decay, group in groups.items()],
+        lr=config.train.learning_rate,
+    )
 
 
 def _update_average(state: TrainState, decay: float) -> None:

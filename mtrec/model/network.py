@@ -5,7 +5,7 @@ is about and, for that item, its labels. Users have no id table: a user is a his
 in front, so a new user with a history is the normal case. Pure torch; no files, no Ray.
 
 Shape letters: B users or windows, T events, D width, N items, P pairs of user and item, F number
-columns of an event.
+columns of an event, R width of tastes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,14 +76,21 @@ class ModelSizes:
 
 @dataclass(frozen=True, slots=True)
 class UserStates:
-    """What the model knows of users: (P, D) vectors and (P, F) mean residuals of their numbers."""
+    """What the model knows of P users.
+
+    Attributes:
+        vector: (P, D), state of the history encoder.
+        residual: (P, F), shrunk mean of their numbers minus the items' usual ones.
+        taste: (P, R), sum over their events of what each item, and liking it, says.
+    """
 
     vector: Tensor
     residual: Tensor
+    taste: Tensor
 
-    def rows(self, index: Tensor) -> "UserStates":
-        """Give the states at `index` (P',) int64."""
-        return UserStates(self.vector[index], self.residual[index])
+    def at(self, *index: Tensor) -> "UserStates":
+        """Give the states at positions (P',) int64 of each leading dimension."""
+        return UserStates(self.vector[index], self.residual[index], self.taste[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,29 +138,28 @@ class MultiTaskModel(nn.Module):
     def encode_history(
         self, batch: Mapping[str, Tensor], users: FeatureInputs, vectors: ItemVectors
     ) -> UserStates:
-        """Give the states after 0..T events of each window: (B, T + 1, D) and (B, T + 1, F).
+        """Give each window's states 0..T: (B, T + 1, D), (B, T + 1, F) and (B, T + 1, R).
+
+        State t is for ranking event t. Its vector knows the t events before; its residual and
+        taste know all other events of the window, for they are sums without order. The state at
+        the window's length knows every event in all three.
 
         Args:
             batch: tensors of `history_batch`; T at most the history's length.
             users: (B,) rows of user inputs; zeros where nothing is known.
             vectors: what `encode_items` gave.
         """
-        item_BT = batch["item"]
-        fused = vectors.fused
-        events_BTD = fused[item_BT] + self.events(batch)
+        events_BTD = vectors.fused[batch["item"]] + self.events(batch)
         prefix_BD = self.users(users) + self.start
-        states = self.history(prefix_BD, events_BTD)
-        return UserStates(states, self._residuals(batch))
+        residual, taste = self.ranking.summarise(batch)
+        return UserStates(self.history(prefix_BD, events_BTD), residual, taste)
 
     def encode_users(
         self, batch: Mapping[str, Tensor], users: FeatureInputs, vectors: ItemVectors
     ) -> UserStates:
-        """Give each user's state after the last event: (B, D) and (B, F)."""
-        states = self.encode_history(batch, users, vectors)
+        """Give each user's state after the last event: (B, D), (B, F) and (B, R)."""
         row = torch.arange(len(batch["length"]), device=batch["length"].device)
-        return UserStates(
-            states.vector[row, batch["length"]], states.residual[row, batch["length"]]
-        )
+        return self.encode_history(batch, users, vectors).at(row, batch["length"])
 
     def rank(
         self, users: UserStates, item_P: Tensor, vectors: ItemVectors, context: Context
@@ -173,19 +179,6 @@ class MultiTaskModel(nn.Module):
     def predict(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Turn logits into predictions: probabilities, or values in the label's declared range."""
         return self.ranking.predict(logits)
-
-    def _residuals(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean of (number - the item's usual number) over the first 0..T events: (B, T + 1, F).
-
-        Shrunk to 0 by `_RESIDUAL_PRIOR` pseudo-events, as a user bias is in a biased baseline
-        (Koren 2010, eq. 2, estimated in turn instead of jointly).
-        """
-        usual = self.ranking.usual(batch["item"])
-        present = batch["present"]
-        total = ((batch["numbers"] - usual) * present).cumsum(1)
-        count = present.cumsum(1)
-        mean = total / (count + _RESIDUAL_PRIOR)
-        return torch.cat([torch.zeros_like(mean[:, :1]), mean], dim=1)
 
 
 class EventEmbedding(nn.Module):
@@ -216,8 +209,10 @@ class EventEmbedding(nn.Module):
 class RankingNetwork(nn.Module):
     """z = [u, e, u * e, residual, usual, context] -> experts -> one head a task.
 
-    A regression task on column f starts from the biased baseline (item's usual f plus the user's
-    mean residual) and learns the rest; its logit is in standardised label units.
+    To each logit comes q . taste, the asymmetric part of SVD++ (Koren 2008, eq. 15): a user is the
+    sum of what his items say, so a new user needs no row. A regression on column f starts from the
+    biased baseline, the item's usual f plus the user's mean residual; its logit is in the units in
+    which that column enters the model.
     """
 
     def __init__(
@@ -228,6 +223,7 @@ class RankingNetwork(nn.Module):
         dim: int,
         hidden: Sequence[int],
         dropout: float,
+        taste_dim: int,
     ) -> None:
         super().__init__()
         self.tasks = tuple(tasks)
@@ -235,6 +231,11 @@ class RankingNetwork(nn.Module):
         num_numbers = len(sizes.event_numbers)
         self.usual = nn.Embedding(sizes.num_items, num_numbers)
         nn.init.zeros_(self.usual.weight)
+        # What having met an item says of a user, and what having liked it adds.
+        self.implicit = nn.Embedding(sizes.num_items, taste_dim)
+        self.explicit = nn.Embedding(sizes.num_items, taste_dim)
+        nn.init.normal_(self.implicit.weight, std=0.05)
+        nn.init.normal_(self.explicit.weight, std=0.05)
         self.context = nn.ModuleDict(
             {
                 name: nn.Embedding(sizes.event_categories[name], dim, padding_idx=0)
@@ -251,7 +252,12 @@ class RankingNetwork(nn.Module):
         self.experts = SharedBottom(input_dim=width, hidden=hidden, tasks=names, dropout=dropout)
         self.heads = nn.ModuleDict({name: nn.Linear(self.experts.output_dim, 1) for name in names})
         self.item_bias = nn.Embedding(sizes.num_items, len(names))
-        nn.init.zeros_(self.item_bias.weight)
+        # Zeros: an item without training labels takes no part in tastes.
+        self.targets = nn.ModuleDict(
+            {name: nn.Embedding(sizes.num_items, taste_dim) for name in names}
+        )
+        for table in (self.item_bias, *self.targets.values()):
+            nn.init.zeros_(table.weight)  # type: ignore[arg-type]  # an Embedding
         for head in self.heads.values():
             # The first prediction is the biased baseline alone.
             nn.init.zeros_(head.weight)  # type: ignore[arg-type]  # a Linear
@@ -288,11 +294,29 @@ class RankingNetwork(nn.Module):
         logits = {}
         for position, task in enumerate(self.tasks):
             logit = self.heads[task.name](shared[task.name])[:, 0] + bias[:, position]
+            logit = logit + (self.targets[task.name](item_P) * users.taste).sum(-1)
             if isinstance(task, RegressionTask):
                 column = self.sizes.event_numbers.index(parse_label(task.label).column)
                 logit = logit + usual_PF[:, column] + users.residual[:, column]
             logits[task.name] = logit
         return logits
+
+    def summarise(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Sum up each window without each event, and whole: (B, T + 1, F), (B, T + 1, R).
+
+        Row t < T leaves event t out, so that no label helps to predict itself; the row at the
+        window's length leaves nothing out. Residuals are sum / (count + prior), the user bias of a
+        biased baseline (Koren 2010, eq. 2, estimated in turn); tastes are sum / sqrt(count + 1).
+        """
+        known_BT1 = (batch["item"] > 1).to(batch["numbers"].dtype)[..., None]
+        own = (batch["numbers"] - self.usual(batch["item"])) * batch["present"] * known_BT1
+        voice = self.implicit(batch["item"]) + own.sum(-1, keepdim=True) * self.explicit(
+            batch["item"]
+        )
+        count = _without_each(batch["present"] * known_BT1)
+        residual = _without_each(own) / (count + _RESIDUAL_PRIOR)
+        taste = _without_each(voice * known_BT1) / (_without_each(known_BT1) + 1.0).sqrt()
+        return residual, taste
 
     def predict(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Turn logits into probabilities, or into label values clipped to their range."""
@@ -305,6 +329,12 @@ class RankingNetwork(nn.Module):
             else:
                 predictions[task.name] = torch.sigmoid(logit)
         return predictions
+
+
+def _without_each(values_BTX: Tensor) -> Tensor:
+    """Give the sum over T without each t, and the whole sum last: (B, T + 1, X)."""
+    total = values_BTX.sum(1, keepdim=True)
+    return torch.cat([total - values_BTX, total], dim=1)
 
 
 def build_model(config: ModelConfig, tasks: Sequence[Task], sizes: ModelSizes) -> MultiTaskModel:
@@ -340,6 +370,7 @@ def build_model(config: ModelConfig, tasks: Sequence[Task], sizes: ModelSizes) -
             dim=dim,
             hidden=config.experts.hidden,
             dropout=config.experts.dropout,
+            taste_dim=config.taste_dim,
         ),
         p_drop_rows=config.id_dropout,
     )

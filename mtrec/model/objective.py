@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mtrec.config import ModelConfig, Task
 from mtrec.data.histories import CATEGORY
 from mtrec.model.losses import LossSum, binary_loss, regression_loss, retrieval_loss
-from mtrec.model.network import Context, MultiTaskModel, UserStates
+from mtrec.model.network import Context, MultiTaskModel
 from mtrec.model.towers import FeatureInputs, ItemVectors
 
 CONTENT, COLLABORATIVE = "content", "collaborative"
@@ -57,7 +57,7 @@ class JointObjective(nn.Module):
         item_BT = batch.history["item"]
         row_P, time_P = torch.nonzero(item_BT > 1, as_tuple=True)
         target_P = item_BT[row_P, time_P]
-        users = UserStates(states.vector[row_P, time_P], states.residual[row_P, time_P])
+        users = states.at(row_P, time_P)
         sums = self._retrieval(users.vector, target_P, vectors)
         if self.ranking:
             context = context_at(batch.history, self.model, row_P, time_P)

@@ -169,7 +169,8 @@ def whitening_matrix(text_RW: Tensor, dim: int) -> Tensor:
     scale = torch.where(alive, values.clamp(min=1e-12).rsqrt(), torch.zeros_like(values))
     # eigh leaves the sign open; a fixed sign makes runs on different machines comparable.
     signs = torch.sign(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)))
-    return (vectors * signs * scale).to(text_RW.dtype)
+    whitening: Tensor = (vectors * signs * scale).to(text_RW.dtype)
+    return whitening
 
 
 class ItemTower(nn.Module):

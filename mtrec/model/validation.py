@@ -15,7 +15,7 @@ from mtrec import metrics
 from mtrec.config import Config
 from mtrec.data.histories import Histories, history_batch, last_windows
 from mtrec.model.fit import TrainingData
-from mtrec.model.network import Context, MultiTaskModel, UserStates
+from mtrec.model.network import Context, MultiTaskModel
 from mtrec.model.towers import ItemVectors
 
 # Users whose logits over the catalogue are in memory at a time.
@@ -106,7 +106,7 @@ def _validate_block(
     row = torch.from_numpy(wanted.event_user).to(device)
     item = torch.from_numpy(wanted.item_index.astype(np.int64)).to(device)
     logits_of = model.rank(
-        UserStates(states.vector[row], states.residual[row]),
+        states.at(row),
         item,
         vectors,
         _held_out_context(data, wanted, device),

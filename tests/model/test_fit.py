@@ -29,6 +29,15 @@ def test_losses_fall_on_planted_structure(config, make_data) -> None:
     assert last["item"] < math.log(20) - 0.3
 
 
+def test_ranking_starts_at_the_items_shrunk_means(config, make_data) -> None:
+    data, _ = make_data()
+    usual = start_state(config, data, CPU).model.ranking.usual.weight
+    item = int(data.train.item_index[0])
+    values = (data.train.numbers["rating"][data.train.item_index == item] - 3.0) / 1.25
+    assert usual[item, 0].item() == pytest.approx(values.sum() / (len(values) + 5.0), rel=1e-5)
+    assert not usual[:2].any()
+
+
 def test_resuming_from_a_checkpoint_equals_going_on(config, make_data) -> None:
     data, _ = make_data()
     straight = start_state(config, data, CPU)

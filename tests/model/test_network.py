@@ -44,7 +44,7 @@ def test_a_batch_of_users_equals_a_loop_of_single_users(parts) -> None:
         assert torch.allclose(alone.residual[0], together.residual[row], atol=1e-6)
 
 
-def test_the_state_before_an_event_does_not_know_it(parts) -> None:
+def test_the_vector_before_an_event_does_not_know_it(parts) -> None:
     model, _, batch, users, vectors = parts
     changed = {name: values.clone() for name, values in batch.items()}
     changed["item"][:, 3] = 21
@@ -52,19 +52,47 @@ def test_the_state_before_an_event_does_not_know_it(parts) -> None:
     before = model.encode_history(batch, users, vectors)
     after = model.encode_history(changed, users, vectors)
     assert torch.allclose(before.vector[:, :4], after.vector[:, :4], atol=1e-6)
-    assert torch.equal(before.residual[:, :4], after.residual[:, :4])
     assert not torch.allclose(before.vector[:, 4], after.vector[:, 4])
 
 
-def test_residuals_are_shrunk_running_means_of_number_minus_usual(parts) -> None:
+def test_no_event_helps_to_predict_its_own_label(parts) -> None:
+    model, _, batch, users, vectors = parts
+    changed = {name: values.clone() for name, values in batch.items()}
+    changed["item"][:, 3] = 21
+    changed["numbers"][:, 3] = 5.0
+    before = model.encode_history(batch, users, vectors)
+    after = model.encode_history(changed, users, vectors)
+    for part in ("residual", "taste"):
+        one, two = getattr(before, part), getattr(after, part)
+        assert torch.allclose(one[:, 3], two[:, 3], atol=1e-6), part
+        assert not torch.allclose(one[:, 2], two[:, 2], atol=1e-3), part
+
+
+def test_residuals_are_shrunk_means_of_the_other_events(parts) -> None:
     model, _, batch, users, vectors = parts
     with torch.no_grad():
         model.ranking.usual.weight[:, 0] = torch.arange(22) / 10
     residual = model.encode_history(batch, users, vectors).residual
-    item, number = batch["item"][0].numpy(), batch["numbers"][0, :, 0].numpy()
-    expected = (number[:3] - item[:3] / 10).sum() / (3 + 5.0)
-    assert residual[0, 3, 0].item() == pytest.approx(expected, rel=1e-5)
-    assert residual[0, 0, 0].item() == 0.0
+    length = int(batch["length"][0])
+    own = (batch["numbers"][0, :, 0] - batch["item"][0] / 10)[:length].numpy()
+    others = own.sum() - own[2]
+    assert residual[0, 2, 0].item() == pytest.approx(others / (length - 1 + 5.0), rel=1e-4)
+    assert residual[0, length, 0].item() == pytest.approx(own.sum() / (length + 5.0), rel=1e-4)
+
+
+def test_taste_is_the_asymmetric_sum_of_svdpp(parts) -> None:
+    model, _, batch, users, vectors = parts
+    with torch.no_grad():
+        model.ranking.usual.weight[:, 0] = torch.arange(22) / 10
+    taste = model.encode_history(batch, users, vectors).taste
+    length = int(batch["length"][0])
+    expected = torch.zeros_like(taste[0, 0])
+    for event in range(length):
+        item = int(batch["item"][0, event])
+        liked = batch["numbers"][0, event, 0] - item / 10
+        expected += model.ranking.implicit.weight[item]
+        expected += liked * model.ranking.explicit.weight[item]
+    assert torch.allclose(taste[0, length], expected / (length + 1) ** 0.5, atol=1e-5)
 
 
 def test_a_regression_starts_as_the_biased_baseline(parts) -> None:
@@ -72,7 +100,7 @@ def test_a_regression_starts_as_the_biased_baseline(parts) -> None:
     with torch.no_grad():
         model.ranking.usual.weight[5] = 0.4
         model.ranking.item_bias.weight[5, 0] = 0.1
-    users = UserStates(torch.randn(1, 8), torch.tensor([[0.3]]))
+    users = UserStates(torch.randn(1, 8), torch.tensor([[0.3]]), torch.randn(1, 16))
     logits = model.rank(users, torch.tensor([5]), vectors, _context(1))
     assert logits["stars"].item() == pytest.approx(0.4 + 0.1 + 0.3, rel=1e-6)
     # label scale: mean 3, deviation 1.25
@@ -95,4 +123,5 @@ def test_a_user_without_any_event_has_a_state(parts) -> None:
     batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
     states = model.encode_users(batch, users, vectors)
     assert torch.isfinite(states.vector).all()
-    assert torch.equal(states.residual, torch.zeros(len(empty), 1))
+    assert not states.residual.any()
+    assert not states.taste.any()

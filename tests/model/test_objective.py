@@ -54,7 +54,7 @@ def test_each_loss_equals_a_loop_over_events(parts) -> None:
 def test_a_regression_starts_at_the_loss_of_standardised_labels(parts) -> None:
     objective, batch, _ = parts
     total, count = objective(batch)["stars"]
-    # the untrained prediction is the user's running mean residual (here of raw labels), zero usual
+    # the untrained prediction is the user's mean residual without the target (usual is zero)
     row_P, time_P = torch.nonzero(batch.history["item"] > 1, as_tuple=True)
     model = objective.model
     vectors = model.encode_items(batch.items, batch.trained)

@@ -4,7 +4,7 @@ import torch
 
 from mtrec.data.histories import history_batch, last_windows
 from mtrec.model.fit import start_state, train_epoch
-from mtrec.model.network import Context, UserStates
+from mtrec.model.network import Context
 from mtrec.model.validation import monitored, validate
 
 
@@ -37,7 +37,7 @@ def test_validation_equals_a_loop_over_users(config, fitted) -> None:
             context = Context(torch.zeros(1, 0), torch.zeros(1, 0), {})
             stars = model.predict(
                 model.rank(
-                    UserStates(state.vector, state.residual),
+                    state,
                     torch.tensor([int(target)]),
                     vectors,
                     context,

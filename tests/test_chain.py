@@ -1,0 +1,115 @@
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from mtrec import storage
+from mtrec.chain import STAGES, run
+from mtrec.config import Config
+from mtrec.errors import ArtifactError, ConfigError
+
+pytestmark = pytest.mark.ray
+
+
+def test_a_second_run_does_nothing(copied_run: Config) -> None:
+    outcome = run(copied_run)
+    assert outcome.done == {}
+    assert outcome.skipped == list(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("folder", "redone"),
+    [
+        ("dataset", ["prepare", "embed", "train", "evaluate", "score"]),
+        ("embeddings", ["embed", "train", "evaluate", "score"]),
+        ("bundles", ["train", "evaluate", "score"]),
+        ("report", ["evaluate"]),
+        ("predictions", ["score"]),
+    ],
+)
+def test_a_deleted_artifact_is_redone_with_what_depends_on_it(
+    copied_run: Config, folder: str, redone: list[str]
+) -> None:
+    shutil.rmtree(Path(copied_run.run.workdir) / folder)
+    assert list(run(copied_run).done) == redone
+
+
+def test_a_new_item_embeds_exactly_one_text(copied_run: Config, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(Path(copied_run.data.root or "."), data)
+    with (data / "items.csv").open("a", encoding="utf-8") as file:
+        file.write("new,A brand new story,drama,5\n")
+    changed = copied_run.model_copy(
+        update={"data": copied_run.data.model_copy(update={"root": str(data)})}
+    )
+    before = storage.read_manifest(f"{copied_run.run.workdir}/embeddings", "embeddings")
+    run(changed, stages=["prepare", "embed"])
+    after = storage.read_manifest(f"{copied_run.run.workdir}/embeddings", "embeddings")
+    assert after.details["embedded"] == 1
+    assert after.details["unique_texts"] == before.details["unique_texts"] + 1
+
+
+def test_a_stage_alone_asks_for_what_it_reads(plant, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"dataset at .* is missing\nrun `mtrec prepare`"):
+        run(plant(tmp_path), stages=["train"])
+
+
+def test_a_changed_configuration_redoes_only_what_it_touches(copied_run: Config) -> None:
+    score = copied_run.score.model_copy(update={"k": 3})
+    outcome = run(copied_run.model_copy(update={"score": score}))
+    assert list(outcome.done) == ["score"]
+
+
+def test_speed_settings_redo_nothing(copied_run: Config) -> None:
+    changed = copied_run.model_copy(
+        update={
+            "train": copied_run.train.model_copy(update={"num_workers": 2}),
+            "score": copied_run.score.model_copy(update={"batch_size": 7}),
+            "text": copied_run.text.model_copy(update={"actors": 2}),
+        }
+    )
+    assert run(changed).done == {}
+
+
+def test_a_damaged_artifact_is_named_and_not_used(copied_run: Config) -> None:
+    items = Path(copied_run.run.workdir) / "dataset" / "items.parquet"
+    items.write_bytes(items.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactError, match=r"items\.parquet has another SHA-256"):
+        run(copied_run)
+
+
+def test_an_unknown_stage_is_refused(copied_run: Config) -> None:
+    with pytest.raises(ConfigError, match='unknown stage "fly"'):
+        run(copied_run, stages=["fly"])
+
+
+def test_predictions_hold_every_users_unseen_best(planted_run: tuple[Config, Path]) -> None:
+    config, workdir = planted_run
+    table = pq.read_table(workdir / "predictions").to_pandas()
+    seen = pq.read_table(workdir / "dataset" / "interactions").to_pandas()
+    users = set(seen["user_id"])
+    assert set(table["user_id"]) == users
+    for _, rows in table.groupby("user_id"):
+        assert rows["rank"].tolist() == list(range(1, config.score.k + 1))
+        assert rows["score"].is_monotonic_decreasing
+        assert rows["score"].between(0, 1).all()
+    touched = set(zip(seen["user_id"], seen["item_id"], strict=True))
+    assert not touched & set(zip(table["user_id"], table["item_id"], strict=True))
+
+
+def test_training_finds_the_planted_groups(planted_run: tuple[Config, Path]) -> None:
+    config, workdir = planted_run
+    report = json.loads((workdir / "report" / "report.json").read_text())
+    task = next(task.name for task in config.tasks if task.kind == "retrieval")
+    random = report["baselines"]["random"][task]["ndcg@10"]
+    assert report["model"][task]["ndcg@10"] > 2 * random
+
+
+def test_the_resolved_configuration_runs_again(copied_run: Config) -> None:
+    from mtrec.config import load_config
+
+    run(copied_run)
+    again = load_config(f"{copied_run.run.workdir}/config.yaml")
+    assert again == copied_run

@@ -1,0 +1,131 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mtrec.cli import app, run_shell
+from mtrec.config import Config, dump_config
+from mtrec.errors import ArtifactError, ConfigError, DataError, MtrecError
+
+
+def mtrec(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from mtrec.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "COLUMNS": "120"},
+    )
+
+
+def few_lines(text: str) -> list[str]:
+    lines = text.strip().splitlines()
+    assert 1 <= len(lines) <= 3, text
+    assert "Traceback" not in text
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("a"), 2),
+        (DataError("a"), 3),
+        (ArtifactError("a"), 4),
+        (MtrecError("a"), 1),
+        (ValueError("a"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_code(error: BaseException, code: int) -> None:
+    def fail() -> None:
+        raise error
+
+    assert run_shell(fail) == code
+
+
+def test_help_lists_every_command_of_the_surface() -> None:
+    found = {command.name or command.callback.__name__ for command in app.registered_commands}
+    found |= {group.name for group in app.registered_groups}
+    wanted = "demo run prepare embed train evaluate score serve doctor config bundle"
+    assert set(wanted.split()) == found
+
+
+def test_help_teaches_without_heavy_imports() -> None:
+    done = mtrec("run", "--help")
+    assert done.returncode == 0
+    assert "--config" in done.stdout
+    check = "import sys, mtrec.cli; print('ray' in sys.modules, 'torch' in sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True
+    )
+    assert modules.stdout.split() == ["False", "False"]
+
+
+def test_a_missing_configuration_ends_with_2_and_a_remedy(tmp_path: Path) -> None:
+    done = mtrec("run", "--config", str(tmp_path / "none.yaml"))
+    assert done.returncode == 2
+    assert "none.yaml" in few_lines(done.stderr)[0]
+
+
+def test_an_unknown_key_ends_with_2_and_the_nearest_key(plant, tmp_path: Path) -> None:
+    tree = yaml.safe_load(dump_config(plant(tmp_path)))
+    tree["train"]["epoch"] = 3
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    done = mtrec("config", "check", "--config", str(path))
+    assert done.returncode == 2
+    assert 'did you mean "epochs"?' in few_lines(done.stderr)[-1]
+
+
+def _file(config: Config, folder: Path) -> str:
+    path = folder / "config.yaml"
+    path.write_text(dump_config(config))
+    return str(path)
+
+
+@pytest.mark.ray
+def test_a_missing_data_file_ends_with_3(plant, tmp_path: Path) -> None:
+    path = _file(plant(tmp_path), tmp_path)
+    done = mtrec("prepare", "-c", path, "--set", "data.interactions.path=nothing.csv")
+    assert done.returncode == 3
+    assert "nothing.csv" in few_lines(done.stderr.split("mtrec: ")[-1])[0]
+
+
+@pytest.mark.ray
+def test_a_missing_column_ends_with_3_and_names_those_found(plant, tmp_path: Path) -> None:
+    path = _file(plant(tmp_path), tmp_path)
+    done = mtrec("prepare", "-c", path, "--set", "data.interactions.user_id=usr")
+    assert done.returncode == 3
+    lines = few_lines(done.stderr.split("mtrec: ")[-1])
+    assert "usr" in lines[0]
+    assert any("user_id" in line for line in lines)
+
+
+@pytest.mark.ray
+def test_a_corrupted_bundle_ends_with_4(copied_run: Config) -> None:
+    bundles = Path(copied_run.run.workdir) / "bundles"
+    version = (bundles / "CURRENT").read_text().strip()
+    weights = bundles / version / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    done = mtrec("bundle", "verify", str(bundles))
+    assert done.returncode == 4
+    assert "weights.safetensors" in few_lines(done.stderr)[0]
+
+
+@pytest.mark.ray
+def test_a_whole_bundle_is_verified_and_shown(planted_run) -> None:
+    bundles = str(planted_run[1] / "bundles")
+    assert mtrec("bundle", "verify", bundles).returncode == 0
+    shown = mtrec("bundle", "show", bundles)
+    assert shown.returncode == 0
+    assert '"retrieval"' in shown.stdout
+
+
+def test_a_command_without_its_option_is_a_usage_error() -> None:
+    done = mtrec("run")
+    assert done.returncode == 2
+    assert "--config" in done.stderr

@@ -1,0 +1,113 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtrec import storage
+from mtrec.bundle import load_bundle
+from mtrec.config import Config
+from mtrec.errors import DataError
+from mtrec.model.loading import load_training_data
+from mtrec.train import train
+
+pytestmark = pytest.mark.ray
+
+
+def _train(config: Config, folder: Path, key: str = "k" * 16) -> str:
+    workdir = Path(config.run.workdir)
+    return train(
+        config,
+        dataset=str(workdir / "dataset"),
+        embeddings=str(workdir / "embeddings"),
+        checkpoints=str(folder / "checkpoints"),
+        bundles=str(folder / "bundles"),
+        key=key,
+        parents={},
+    )
+
+
+def _with(config: Config, **train_changes: object) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update=train_changes)})
+
+
+def test_the_bundle_holds_the_best_validation_epoch(planted_run) -> None:
+    config, workdir = planted_run
+    metrics = load_bundle(str(workdir / "bundles")).metrics
+    task = next(task.name for task in config.tasks if task.kind == "retrieval")
+    values = [epoch[f"validation/{task}/ndcg@10"] for epoch in metrics["history"]]
+    assert len(values) == config.train.epochs
+    assert metrics["epoch"] == 1 + max(range(len(values)), key=values.__getitem__)
+
+
+def test_every_part_fits_the_items(planted_run) -> None:
+    config, workdir = planted_run
+    data, held_out = load_training_data(
+        config, dataset=str(workdir / "dataset"), embeddings=str(workdir / "embeddings")
+    )
+    assert (data.train.split == 0).all()
+    assert (held_out.split == 1).all()
+    assert len(data.items.numbers) == len(data.trained) == data.sizes.num_items
+    counts = torch.bincount(torch.from_numpy(data.train.item_index.astype("int64")))
+    assert torch.equal(data.trained[: len(counts)], (counts > 0).float())
+    assert data.items.text[2:].norm(dim=1).allclose(torch.ones(data.sizes.num_items - 2))
+
+
+def test_two_ray_workers_give_the_losses_of_one(planted_run, tmp_path: Path) -> None:
+    config, _ = planted_run
+    # Dropout draws differ between workers; without it the losses must agree.
+    still = config.model_copy(
+        update={
+            "model": config.model.model_copy(
+                update={
+                    "history": config.model.history.model_copy(update={"dropout": 0.0}),
+                    "experts": config.model.experts.model_copy(update={"dropout": 0.0}),
+                }
+            )
+        }
+    )
+    histories = []
+    for num_workers in (1, 2):
+        folder = tmp_path / str(num_workers)
+        _train(_with(still, num_workers=num_workers, epochs=2), folder)
+        histories.append(load_bundle(str(folder / "bundles")).metrics["history"])
+    for one, two in zip(*histories, strict=True):
+        for name in one:
+            if name.startswith("loss"):
+                assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+def test_training_goes_on_from_its_checkpoints(planted_run, tmp_path: Path) -> None:
+    config, _ = planted_run
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    _train(_with(config, epochs=4), straight)
+    _train(_with(config, epochs=2), resumed)
+    _train(_with(config, epochs=4), resumed)
+    history = [
+        load_bundle(str(folder / "bundles")).metrics["history"] for folder in (straight, resumed)
+    ]
+    assert [epoch["epoch"] for epoch in history[1]] == [1, 2, 3, 4]
+    for one, two in zip(*history, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+
+
+def test_patience_ends_training_early(planted_run, tmp_path: Path) -> None:
+    config, _ = planted_run
+    _train(_with(config, epochs=30, patience=1, learning_rate=1e-9), tmp_path)
+    history = load_bundle(str(tmp_path / "bundles")).metrics["history"]
+    assert len(history) < 30
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_tasks_name(planted_run, tmp_path: Path) -> None:
+    config, _ = planted_run
+    with pytest.raises(DataError, match=r'the loss of task "[a-z]+" is (nan|inf)'):
+        _train(_with(config, learning_rate=1e30, max_failures=0, clip_norm=1e30), tmp_path)
+
+
+def test_the_manifest_names_its_parents(planted_run) -> None:
+    _, workdir = planted_run
+    bundles = workdir / "bundles"
+    version = (bundles / "CURRENT").read_text().strip()
+    manifest = storage.read_manifest(str(bundles / version), "bundle")
+    dataset = json.loads((workdir / "dataset" / "manifest.json").read_text())
+    assert manifest.parents["dataset"] == dataset["id"]
