@@ -1,0 +1,267 @@
+"""The endpoint on Ray Serve: one autoscaling deployment around one `Recommender` a replica.
+
+`build` is what `serveConfigV2` names; `serve_bundle` is what `mtrec serve` and `mtrec demo` call.
+Everything about HTTP is in `routes`; here is only where it runs, how many of it, and how it stops.
+The API key is read from the environment of each replica when it starts.
+"""
+
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Self
+
+from pydantic import Field
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
+from starlette.types import ASGIApp
+
+from mtrec import storage
+from mtrec.bundle import find_bundle
+from mtrec.config import ServeConfig
+from mtrec.errors import ConfigError, MtrecError
+from mtrec.query import Limits as QueryLimits
+from mtrec.recommender import Recommender
+from mtrec.runlog import configure_logging
+from mtrec.serve.routes import Limits, ModelHost, Servable, create_fastapi
+from mtrec.serve.security import RETRY_AFTER_S
+
+APP_NAME = "mtrec"
+KEY_VARIABLE = "MTREC_API_KEY"
+
+# A wrong bundle or a missing key is wrong on every try: say so soon.
+_CONSTRUCTOR_TRIES = 2
+# Serve averages the load over this long before it decides; it wants more than the 10 s between
+# reports of the load.
+_LOOK_BACK_S = 15.0
+_log = logging.getLogger("mtrec.serve")
+
+
+class ServeArgs(ServeConfig):
+    """What `build` takes: `args:` of an application in `serveConfigV2`.
+
+    `host` and `port` are those of the whole cluster's proxies; `build` leaves them alone.
+    """
+
+    bundle: str = Field(min_length=1)
+    """A version's folder or URI, or `bundles/` to follow its `CURRENT`."""
+    require_key: bool = False
+    """Refuse to start where `MTREC_API_KEY` is not set."""
+
+    @classmethod
+    def from_config(cls, bundle: str, config: ServeConfig) -> Self:
+        """Serve a bundle the way a run's configuration says."""
+        return cls(bundle=bundle, **config.model_dump())
+
+
+@serve.ingress()
+class Endpoint:
+    """One replica: loads the bundle, then answers; see `routes`."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        configure_logging()
+        key = os.environ.get(KEY_VARIABLE)
+        if args.require_key and not key:
+            raise ConfigError(
+                f"{KEY_VARIABLE} is not set where replicas run, but require_key is true\n"
+                "set it on every node before Ray starts there"
+            )
+        threads = max(1, int(args.num_cpus))
+        query_limits = QueryLimits(max_k=args.max_k, max_history=args.max_history)
+
+        def load(path: str) -> Servable:
+            return Recommender.load(path, threads=threads, limits=query_limits)
+
+        self._host = ModelHost(load)
+        self._host.open(args.bundle)
+        self._key = key
+        self._limits = Limits(args.max_body_bytes, args.max_batch, args.max_k)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:  # Ray Serve's name
+        """Give the application that Serve sends requests to; called once, after `__init__`."""
+        return create_fastapi(self._host, self._limits, api_key=self._key)
+
+    async def reconfigure(self, user_config: dict[str, str]) -> None:
+        """Change to the bundle that `user_config` names; a bad one is refused, the old one stays.
+
+        Serve calls this when a deployment's `user_config` changes, without a restart.
+        """
+        if "bundle" in user_config:
+            await self._host.swap(user_config["bundle"])
+
+    def check_health(self) -> None:
+        """Tell Serve that this replica can answer; it is restarted if this raises."""
+        self._host.require()
+
+
+def build(args: ServeArgs) -> Application:
+    """Give the application that serves a bundle, for `serve run` and `serveConfigV2`."""
+    deployment = serve.deployment(
+        Endpoint,
+        name="Endpoint",
+        ray_actor_options={"num_cpus": args.num_cpus},
+        max_ongoing_requests=args.max_ongoing_requests,
+        max_queued_requests=args.max_queued_requests,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=args.min_replicas,
+            initial_replicas=args.min_replicas,
+            max_replicas=args.max_replicas,
+            target_ongoing_requests=args.target_ongoing_requests,
+            upscale_delay_s=args.upscale_delay_s,
+            downscale_delay_s=args.downscale_delay_s,
+            look_back_period_s=_LOOK_BACK_S,
+        ),
+        max_constructor_retry_count=_CONSTRUCTOR_TRIES,
+    )
+    application: Application = deployment.bind(args)  # type: ignore[attr-defined]  # Ray's overloads
+    return application
+
+
+def serve_bundle(args: ServeArgs, *, wait_s: float = 120.0) -> str:
+    """Start Ray Serve on `args.host` and `args.port`, deploy a bundle and give the URL.
+
+    Ray must be connected. Comes back when the endpoint is ready; `stop_serving` ends it.
+
+    Args:
+        args: what to serve and how.
+        wait_s: how long the endpoint may take to get ready, in seconds.
+
+    Raises:
+        ConfigError: the port is taken, or Ray Serve runs on this cluster already.
+        ArtifactError: there is no bundle.
+        MtrecError: the endpoint did not get ready.
+    """
+    check_port(args.host, args.port)
+    changes: dict[str, object] = {"require_key": bool(os.environ.get(KEY_VARIABLE))}
+    if storage.is_local(args.bundle):
+        # Replicas need not have this process's working directory.
+        changes["bundle"] = os.path.abspath(storage.filesystem(args.bundle)[1])
+    args = args.model_copy(update=changes)
+    find_bundle(args.bundle)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if serve.status().proxies:
+        # Its host and port cannot be changed, and stopping it would end what others serve.
+        raise ConfigError(
+            "Ray Serve already runs on this cluster, so its host and port are given\n"
+            "end it with `serve shutdown`, or deploy mtrec.serve.app:build with `serve run`"
+        )
+    serve.start(
+        http_options=HTTPOptions(
+            host=args.host, port=args.port, request_timeout_s=args.request_timeout_s
+        )
+    )
+    try:
+        serve.run(build(args), name=APP_NAME, route_prefix="/")
+        url = f"http://{_reachable(args.host)}:{args.port}"
+        _wait_ready(url, wait_s)
+    except RuntimeError as error:
+        told = [*_deployment_messages(), str(error)]
+        stop_serving()
+        raise MtrecError(f"the endpoint did not start: {_cause(told)}") from error
+    except BaseException:
+        stop_serving()
+        raise
+    return url
+
+
+def stop_serving() -> None:
+    """End the endpoint and Ray Serve; requests under way are answered first."""
+    serve.shutdown()  # type: ignore[no-untyped-call]  # Ray's
+
+
+def serve_until_interrupt(args: ServeArgs, announce: Callable[[str], None]) -> None:
+    """Serve a bundle until Ctrl-C or SIGTERM, then end cleanly.
+
+    Args:
+        args: what to serve and how.
+        announce: called with the URL once the endpoint is ready.
+
+    Raises:
+        ConfigError: the port is taken.
+        ArtifactError: there is no bundle.
+        MtrecError: the endpoint did not get ready.
+    """
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        stopped.set()
+
+    url = serve_bundle(args)
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        announce(url)
+        # A wait without end would not let Python run the handler on every platform.
+        while not stopped.wait(0.5):
+            pass
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        stop_serving()
+
+
+def check_port(host: str, port: int) -> None:
+    """Make sure that nothing listens on a port of this machine.
+
+    Raises:
+        ConfigError: something does, or the host is no address of this machine.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            # As servers do: connections that still linger after a restart are no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror}\n"
+            "end what listens there, or give another --port or --host"
+        ) from error
+
+
+def _wait_ready(url: str, wait_s: float) -> None:
+    """Ask `/readyz` until it says ready."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5.0) as response:
+                if json.load(response)["status"] == "ready":
+                    return
+        except (OSError, ValueError, KeyError) as error:
+            if time.monotonic() > deadline:
+                raise MtrecError(
+                    f"{url}/readyz does not say ready after {wait_s:g} s: {error}\n"
+                    "`serve status` and Ray's logs say what the replicas wait for"
+                ) from error
+        time.sleep(0.1)
+
+
+def _reachable(host: str) -> str:
+    """Give the name under which a server that listens on `host` is asked from this machine."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{name}]" if ":" in name else name
+
+
+def _deployment_messages() -> list[str]:
+    """Give what Serve says of the deployments, such as why a replica does not start."""
+    application = serve.status().applications.get(APP_NAME)
+    return [part.message for part in application.deployments.values()] if application else []
+
+
+def _cause(messages: Sequence[str]) -> str:
+    """Take out of Serve's messages, which hold tracebacks, the line that names the error."""
+    lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    # The outermost error of a replica is Ray's own; the innermost, told first, is what happened.
+    ours = [line.partition(": ")[2] for line in errors if line.startswith("mtrec.errors.")]
+    return (ours + errors + lines[-1:] + ["it gave no reason"])[0]

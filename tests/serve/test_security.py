@@ -1,0 +1,153 @@
+import json
+import logging
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
+
+from mtrec.errors import RequestError
+from mtrec.serve.security import ApiKey, Guard, error_answer, read_body
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the body; `/fail/...` fails in the way that the path says."""
+    request = Request(scope, receive)
+    if request.url.path == "/fail/ours":
+        raise ValueError("/home/somebody/secret.npy is broken")
+    if request.url.path == "/fail/theirs":
+        raise RequestError("k is wrong", field="k")
+    await Response(await read_body(request, 10))(scope, receive, send)
+
+
+def client(key: str | None = None) -> TestClient:
+    guard = Guard(echo, api_key=ApiKey(key) if key else None, model_version=lambda: "v7")
+    return TestClient(guard)
+
+
+def error_of(response: httpx2.Response) -> dict[str, Any]:
+    body: dict[str, Any] = response.json()
+    assert set(body) == {"error"}
+    return dict(body["error"])
+
+
+@pytest.mark.parametrize(
+    ("header", "admitted"),
+    [
+        ("Bearer geheim", True),
+        ("bearer geheim", True),
+        ("Bearer geheim2", False),
+        ("Bearer gehei", False),
+        ("Bearer", False),
+        ("Basic geheim", False),
+        ("geheim", False),
+        ("", False),
+        (None, False),
+        ("Bearer 密\udcff", False),
+    ],
+)
+def test_only_the_whole_key_as_a_bearer_is_admitted(header: str | None, admitted: bool) -> None:
+    assert ApiKey("geheim").admits(header) is admitted
+
+
+def test_a_key_of_any_language_is_admitted() -> None:
+    assert ApiKey("密码").admits("Bearer 密码")
+
+
+def test_with_a_key_every_route_but_page_and_health_wants_it() -> None:
+    locked = client("geheim")
+
+    assert [locked.get(path).status_code for path in ("/", "/healthz", "/readyz")] == [200] * 3
+    for path in ("/v1/model", "/openapi.json", "/nothing", "/healthz/", "/readyz/../v1/model"):
+        response = locked.get(path)
+        assert (response.status_code, error_of(response)["code"]) == (401, "unauthorized")
+        assert response.headers["www-authenticate"] == "Bearer"
+    assert locked.get("/x", headers={"authorization": "Bearer geheim"}).status_code == 200
+
+
+def test_without_a_key_nothing_is_locked() -> None:
+    assert client().get("/v1/model").status_code == 200
+
+
+def test_a_body_over_the_limit_is_refused_whether_announced_or_not() -> None:
+    exact = client().post("/v1/x", content=b"0123456789")
+    announced = client().post("/v1/x", content=b"0123456789a")
+    streamed = client().post("/v1/x", content=iter([b"01234", b"56789", b"a"]))
+    lying = client().post("/v1/x", content=b"0" * 11, headers={"content-length": "9" * 30})
+
+    assert (exact.status_code, exact.content) == (200, b"0123456789")
+    for response in (announced, streamed, lying):
+        assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
+
+
+def test_a_request_id_is_echoed_and_a_harmful_one_replaced() -> None:
+    given = client().get("/", headers={"x-request-id": "run-7.a_B:1"})
+    made = client().get("/")
+    harmful = client().get("/", headers={"x-request-id": "a b\tforged=1"})
+
+    assert given.headers["x-request-id"] == "run-7.a_B:1"
+    assert len(made.headers["x-request-id"]) == 32
+    assert len(harmful.headers["x-request-id"]) == 32
+    assert made.headers["x-request-id"] != harmful.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("path", ["/", "/fail/ours", "/fail/theirs"])
+def test_every_answer_names_the_model_version(path: str) -> None:
+    assert client().get(path).headers["x-model-version"] == "v7"
+
+
+def test_a_failure_of_ours_is_a_500_that_tells_nothing_but_the_request_id(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.ERROR, logger="mtrec.serve"):
+        response = client().get("/fail/ours", headers={"x-request-id": "abc"})
+
+    assert response.status_code == 500
+    assert error_of(response)["code"] == "internal"
+    assert "abc" in response.text
+    assert "secret" not in response.text
+    assert "ValueError" not in response.text
+    assert "id=abc" in caplog.text
+    assert "secret.npy" in caplog.text
+
+
+def test_the_key_is_in_no_answer_and_no_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        texts = [
+            client("geheim").get(path, headers={"authorization": f"Bearer {key}"}).text
+            for path in ("/x", "/fail/ours")
+            for key in ("geheim", "geheimer")
+        ]
+
+    assert "geheim" not in "".join([*texts, caplog.text, repr(vars(ApiKey("geheim")))])
+
+
+def test_an_error_has_code_message_and_field() -> None:
+    response = error_answer(RequestError("k is wrong", code="bad", status=404, field="k"))
+
+    assert response.status_code == 404
+    assert json.loads(bytes(response.body)) == {
+        "error": {"code": "bad", "message": "k is wrong", "field": "k"}
+    }
+
+
+def test_an_overload_says_when_to_come_again() -> None:
+    response = error_answer(RequestError("full", code="overloaded", status=503))
+
+    assert response.headers["retry-after"] == "1"
+
+
+def test_a_prefix_that_the_server_is_mounted_under_opens_no_route() -> None:
+    async def under_prefix(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["root_path"] = "/shop"
+        guard = Guard(PlainTextResponse("in"), api_key=ApiKey("k"), model_version=lambda: None)
+        await guard(scope, receive, send)
+
+    mounted = TestClient(under_prefix)
+
+    assert mounted.get("/shop/healthz").status_code == 200
+    assert mounted.get("/shop/v1/model").status_code == 401
+    assert "x-model-version" not in mounted.get("/shop").headers
