@@ -497,6 +497,7 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"tasks: names must differ, found {names}"
     if [task.kind for task in config.tasks].count("retrieval") != 1:
         yield "tasks: expected exactly one task of kind retrieval (it makes the candidates)"
+    yield from _check_column_names(config.data)
     columns = config.data.interactions.columns
     for task in config.tasks:
         if task.kind != "retrieval":
@@ -529,6 +530,25 @@ def _problems(config: Config) -> Iterator[str]:
             f"train.batch_size {config.train.batch_size} must be a multiple of "
             f"train.num_workers {config.train.num_workers}"
         )
+
+
+_TAKEN = {
+    "interactions": {"user_id", "item_id", "timestamp", "split"},
+    "items": {"item_id", "item_index", "train_count", "text"},
+    "users": {"user_id", "text", "behaviour_text", "behaviour_cut"},
+}
+"""Columns that the tables of a dataset have anyway."""
+
+
+def _check_column_names(data: DataConfig) -> Iterator[str]:
+    for table, taken in _TAKEN.items():
+        section = getattr(data, table)
+        for name in section.columns if section is not None else ():
+            if name in taken:
+                yield (
+                    f"data.{table}.columns.{name}: mtrec uses this name itself; "
+                    f'give the column another and name it in "source: {name}"'
+                )
 
 
 def _check_label(where: str, label: str, columns: dict[str, Any]) -> Iterator[str]:

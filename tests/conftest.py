@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from small_bundle import Small
 
     from mtrec.config import Config
+
+# A busy machine is no failure.
+settings.register_profile("mtrec", deadline=None)
+settings.load_profile("mtrec")
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"

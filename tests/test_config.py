@@ -299,6 +299,13 @@ def test_template_fields_are_listed_in_order() -> None:
     assert template_fields("{title} ({year}) | {genres}") == ["title", "year", "genres"]
 
 
+def test_a_column_may_not_take_a_name_that_the_dataset_uses_itself() -> None:
+    broken = tree()
+    broken["data"]["users"] = {"path": "users.csv", "columns": {"text": {"kind": "text"}}}
+    with pytest.raises(ConfigError, match=r"users.columns.text: mtrec uses this name itself"):
+        parse_config(broken)
+
+
 def test_a_task_is_found_by_name() -> None:
     assert parse_config(tree()).task("like").kind == "binary"
 

@@ -1,15 +1,14 @@
 """Files of CSV, JSONL and Parquet as batches of raw rows, none of them lost.
 
-CSV is split into records here, because a reader that skips a broken row on its own account cannot
-say which one it was. Every physical record becomes a row; one that cannot be split carries its
-reason. Values stay text: casting is `contract`'s. Streams file by file through `pyarrow.fs`; a
-batch is the same whatever the number of workers.
+Every record becomes a row. One that cannot be decoded or split carries its reason, because a reader
+that skips a broken row on its own account cannot say which one it was. Values stay text: casting is
+`contract`'s. Streams file by file through `pyarrow.fs`; a batch is the same whatever the number of
+workers.
 """
 
 import codecs
 import fnmatch
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -17,7 +16,6 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -25,14 +23,12 @@ from mtrec import storage
 from mtrec.config import CategoriesColumn, NumberColumn
 from mtrec.data.contract import INTEGER, PLACE, REASON, ROW, SOURCE, Table, id_columns
 from mtrec.data.contract import source_columns as _source_columns
+from mtrec.data.records import Splitter
 from mtrec.errors import ConfigError, DataError
 
 Format = Literal["csv", "jsonl", "parquet"]
 
 CHUNK_BYTES = 8 << 20
-MAX_RECORD_BYTES = 1 << 20
-"""A quoted field that is still open after so many bytes was never meant to be: the line it starts
-on is set aside and reading goes on with the next."""
 ROWS_PER_BATCH = 1 << 16
 ROWS_PER_PIECE = 1 << 20
 PLACES_PER_FILE = 1 << 40
@@ -186,11 +182,11 @@ def _transcoder(encoding: str) -> codecs.IncrementalDecoder | None:
     return codecs.getincrementaldecoder(name)("replace")
 
 
-def _decode(lines: list[bytes], encoding: str) -> tuple[list[str], list[str | None]]:
+def _decode(lines: list[bytes], encoding: str) -> tuple[list[str], dict[int, str]]:
     """Decode lines; a line that cannot be gets its bytes escaped and a reason."""
     wide = _transcoder(encoding) is not None
     name = "utf-8" if wide else encoding
-    reasons: list[str | None] = [None] * len(lines)
+    reasons: dict[int, str] = {}
     try:
         texts = [line.decode(name) for line in lines]
     except UnicodeDecodeError:
@@ -201,11 +197,11 @@ def _decode(lines: list[bytes], encoding: str) -> tuple[list[str], list[str | No
             except UnicodeDecodeError:
                 texts.append(line.decode(name, "backslashreplace"))
                 reasons[number] = _NOT_DECODED.format(encoding)
-    for sign, reason in (("\0", _NUL), ("\ufffd", _NOT_DECODED.format(encoding))):
-        if sign == "\0" or wide:
-            for number, text in enumerate(texts):
-                if sign in text:
-                    reasons[number] = reasons[number] or reason
+    signs = {"\0": _NUL} | ({"\ufffd": _NOT_DECODED.format(encoding)} if wide else {})
+    for sign, reason in signs.items():
+        for number, text in enumerate(texts):
+            if sign in text:
+                reasons.setdefault(number, reason)
     return texts, reasons
 
 
@@ -213,152 +209,32 @@ def _decode(lines: list[bytes], encoding: str) -> tuple[list[str], list[str | No
 
 
 def _read_csv(piece: Piece, config: Table) -> Iterator[pa.Table]:
-    splitter = _Splitter(config.delimiter)
-    names = _source_columns(config)
-    wanted = {name: piece.header.index(source) for name, source in names.items()}
+    splitter = Splitter(config.delimiter)
+    wanted = {name: piece.header.index(source) for name, source in _source_columns(config).items()}
     row, header_seen, pending = 0, False, list[bytes]()
     for chunk, last in _line_chunks(piece, config.encoding):
         lines = pending + chunk
-        texts, reasons = _decode(lines, config.encoding)
-        records, used = splitter.split(texts, reasons, last)
+        records, used = splitter.split(*_decode(lines, config.encoding), last=last)
         pending = lines[used:]
-        if not header_seen and records:
-            records, header_seen = records[1:], True
-        if records:
-            yield _csv_table(records, piece, wanted, row, config.delimiter)
-            row += len(records)
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """One CSV record: its text, and its fields if it had quotes, or what is wrong with it."""
-
-    text: str
-    fields: list[str] | None = None
-    reason: str | None = None
-
-
-class _Splitter:
-    """Splits lines into records; only records with quotes are split into fields here."""
-
-    def __init__(self, delimiter: str) -> None:
-        other = re.escape(delimiter)
-        self._field = re.compile(
-            rf'(?:"([^"]*(?:""[^"]*)*)"|([^"{other}][^{other}]*)?)({other}|\Z)', re.DOTALL
-        )
-
-    def split(
-        self, lines: list[str], reasons: list[str | None], last: bool
-    ) -> tuple[list[_Record], int]:
-        """Give the records, blank lines left out, and the number of lines that they use."""
-        records: list[_Record] = []
-        number = 0
-        while number < len(lines):
-            text, reason = lines[number].rstrip("\r\n"), reasons[number]
-            if not text:
-                number += 1
-            elif reason is not None or '"' not in text:
-                records.append(_Record(text, None, reason))
-                number += 1
-            else:
-                record, used = self._quoted(lines, reasons, number)
-                if record is None and not last:
-                    return records, number
-                records.append(record or _Record(text, None, "row has a quote that is not closed"))
-                number += used if record else 1
-        return records, number
-
-    def _quoted(
-        self, lines: list[str], reasons: list[str | None], start: int
-    ) -> tuple[_Record | None, int]:
-        """Parse a record that starts on a line with a quote; None if the lines end within it."""
-        text = lines[start]
-        for stop in range(start + 1, len(lines) + 1):
-            if stop == start + 1 or '"' in lines[stop - 1]:
-                bare = text.rstrip("\r\n")
-                fields = self._fields(bare)
-                if isinstance(fields, list):
-                    bad = next((reason for reason in reasons[start:stop] if reason), None)
-                    return _Record(bare, fields, bad), stop - start
-                if fields == "garbage":
-                    reason = "row has text after a closing quote"
-                    if stop > start + 1:
-                        reason = "row has a quote that is not closed"
-                    return _Record(lines[start].rstrip("\r\n"), None, reason), 1
-            if len(text) > MAX_RECORD_BYTES:
-                reason = "row has a quote that is not closed"
-                return _Record(lines[start].rstrip("\r\n"), None, reason), 1
-            if stop < len(lines):
-                text += lines[stop]
-        return None, 0
-
-    def _fields(self, text: str) -> list[str] | Literal["open", "garbage"]:
-        """Split one record; tell when a quote is open at its end or closed too early."""
-        fields, place = [], 0
-        while True:
-            match = self._field.match(text, place)
-            if match is None:
-                # Quotes in pairs inside: if the closing one is missing, the field is open.
-                closed = re.compile(r'"[^"]*(?:""[^"]*)*"(?!")').match(text, place)
-                return "garbage" if closed else "open"
-            quoted, plain, end = match.groups()
-            fields.append(quoted.replace('""', '"') if quoted is not None else plain or "")
-            place = match.end()
-            if not end:
-                return fields
-
-
-def _csv_table(
-    records: list[_Record], piece: Piece, wanted: dict[str, int], row: int, delimiter: str
-) -> pa.Table:
-    """Put records into columns; a wrong number of fields becomes a reason."""
-    count = len(piece.header)
-    texts = pa.array([record.text for record in records], pa.string())
-    reasons: list[str | None] = [record.reason for record in records]
-    plain = np.array([record.fields is None and record.reason is None for record in records], bool)
-    lists = pc.split_pattern(texts.filter(pa.array(plain)), delimiter)
-    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-    plain_rows = np.flatnonzero(plain)
-    for number in plain_rows[lengths != count].tolist():
-        reasons[number] = f"wrong number of fields, expected {count}"
-    quoted_rows = [n for n, record in enumerate(records) if record.fields is not None]
-    for number in quoted_rows:
-        if reasons[number] is None and len(records[number].fields or []) != count:
-            reasons[number] = f"wrong number of fields, expected {count}"
-    for number in quoted_rows:
-        if records[number].fields == list(piece.header):
-            reasons[number] = "repeats the header"
-    joined = delimiter.join(piece.header)
-    for number in np.flatnonzero(pc.equal(texts, joined).to_numpy(zero_copy_only=False)).tolist():
-        reasons[number] = "repeats the header"
-    good_lists = lists.filter(pa.array(lengths == count))
-    flat, good_plain = good_lists.flatten(), plain_rows[lengths == count]
-    good_quoted = [n for n in quoted_rows if reasons[n] is None]
-    order = np.full(len(records), -1, np.int64)
-    order[good_plain] = np.arange(len(good_plain))
-    order[good_quoted] = len(good_plain) + np.arange(len(good_quoted))
-    take = pa.array(order, mask=order < 0)
-    columns: dict[str, pa.Array] = {}
-    for name, position in wanted.items():
-        from_plain = flat.take(pa.array(np.arange(len(good_plain)) * count + position))
-        from_quoted = pa.array([(records[n].fields or [])[position] for n in good_quoted])
-        both = pa.concat_arrays([from_plain, from_quoted.cast(pa.string())])
-        columns[name] = both.take(take)
-    return _table(columns, piece, row, texts, reasons)
+        if not header_seen and records.texts:
+            records, header_seen = records.without_first(), True
+        if records.texts:
+            columns, reasons = splitter.columns(records, piece.header, wanted)
+            yield _table(columns, piece, row, pa.array(records.texts, pa.string()), reasons)
+            row += len(records.texts)
 
 
 def _header(piece: Piece, config: Table) -> list[str]:
-    splitter = _Splitter(config.delimiter)
+    splitter = Splitter(config.delimiter)
     for lines, last in _line_chunks(piece, config.encoding):
-        records, _ = splitter.split(*_decode(lines, config.encoding), last)
-        if records:
-            first = records[0]
-            if first.reason is not None:
-                raise DataError(
-                    f"{piece.name}: the header {first.reason.removeprefix('row ')}\n"
-                    "expected column names in the first line; see data.*.encoding, delimiter"
-                )
-            return first.fields or first.text.split(config.delimiter)
+        records, _ = splitter.split(*_decode(lines, config.encoding), last=last)
+        if 0 in records.reasons:
+            raise DataError(
+                f"{piece.name}: the header {records.reasons[0].removeprefix('row ')}\n"
+                "expected column names in the first line; see data.*.encoding, delimiter"
+            )
+        if records.texts:
+            return splitter.header(records)
     raise DataError(f"{piece.name} is empty\nexpected column names in the first line")
 
 
@@ -371,7 +247,7 @@ def _read_jsonl(piece: Piece, config: Table) -> Iterator[pa.Table]:
         texts, reasons = _decode(chunk, config.encoding)
         kept = [n for n, text in enumerate(texts) if text.strip()]
         lines = [texts[n].rstrip("\r\n") for n in kept]
-        problems = [reasons[n] for n in kept]
+        problems = [reasons.get(n) for n in kept]
         for start in range(0, len(lines), ROWS_PER_BATCH):
             part = slice(start, start + ROWS_PER_BATCH)
             yield _jsonl_table(lines[part], problems[part], piece, config, names, row)
