@@ -30,7 +30,7 @@ from mtrec.serve.app import (
 )
 
 if TYPE_CHECKING:
-    from tests.small_bundle import Small
+    from small_bundle import Small
 
 
 def free_port() -> int:
