@@ -6,7 +6,7 @@ score"). `Recommender` puts requests in front of it; `evaluate` and `score` come
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class Crowd:
         """Give the users at these positions."""
         chosen = torch.tensor(index, device=self.states.vector.device)
         return Crowd(
-            self.states.rows(chosen),
+            self.states.at(chosen),
             self.is_cold[np.asarray(index)],
             [self.exclude[at] for at in index],
         )
@@ -261,7 +261,7 @@ class Ranker:
                     for values in (rows, item_index)
                 )
                 inputs = self._context_inputs(context or PairContext(), part)
-                logits = self._model.rank(states.rows(user), item, self._vectors, inputs)
+                logits = self._model.rank(states.at(user), item, self._vectors, inputs)
                 for name, values in self._model.predict(logits).items():
                     predictions[name][part] = values.cpu().numpy()
         return predictions
@@ -287,7 +287,7 @@ class Ranker:
     # ---- steps ----------------------------------------------------------------------------------
 
     def _states(self, histories: Histories, users: UserRows) -> UserStates:
-        """Encode users, those with histories of like length together: (B, D) and (B, F)."""
+        """Encode users, those with histories of like length together; B rows."""
         scaling = self.bundle.transform.event_scaling
         starts, stops = last_windows(histories, self.bundle.config.model.history.length)
         order = np.argsort(stops - starts, kind="stable")
@@ -304,10 +304,14 @@ class Ranker:
                 parts.append(self._model.encode_users(tensors, inputs, self._vectors))
             back = torch.from_numpy(np.argsort(order, kind="stable")).to(self._device)
             states = UserStates(
-                torch.cat([part.vector for part in parts]),
-                torch.cat([part.residual for part in parts]),
-            ).rows(back)
-        if not bool(torch.isfinite(states.vector).all() & torch.isfinite(states.residual).all()):
+                *(
+                    torch.cat([getattr(state, part.name) for state in parts])
+                    for part in fields(UserStates)
+                )
+            ).at(back)
+        if not all(
+            bool(torch.isfinite(getattr(states, part.name)).all()) for part in fields(UserStates)
+        ):
             raise RequestError(
                 "the history's numbers are too large for the model; give values like those it was "
                 "trained on",

@@ -67,6 +67,17 @@ def test_state_is_what_the_model_makes_of_the_last_window(
     torch.testing.assert_close(crowd.states.residual[5:6], expected.residual, rtol=1e-5, atol=1e-6)
 
 
+def test_events_of_unknown_items_do_not_count(
+    small: Small, bundle: Bundle, ranker: Ranker, users: UserRows
+) -> None:
+    history = small.histories
+    assert (history.item_index == 1).any()
+    clean = history.select(history.item_index != 1)
+    first, second = (ranker.crowd(known, users) for known in (history, clean))
+    torch.testing.assert_close(first.states.vector, second.states.vector)
+    torch.testing.assert_close(first.states.residual, second.states.residual)
+
+
 def test_padding_follows_where_a_user_runs_out_of_items(ranker: Ranker, crowd: Crowd) -> None:
     everything = np.arange(2, 14)
     full = Crowd(crowd.states, crowd.is_cold, [everything[1:]] * len(crowd.is_cold))
