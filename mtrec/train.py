@@ -253,7 +253,9 @@ def _export(
             else None
         ),
         encoder=(
-            EncoderInfo(store.spec.id, store.spec.name, store.dim) if store is not None else None
+            EncoderInfo(store.spec.id, store.spec.name, store.dim, store.spec.model_id)
+            if store is not None
+            else None
         ),
         metrics={
             "validation": {
