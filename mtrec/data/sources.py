@@ -39,8 +39,14 @@ def resolve_root(config: DataConfig) -> str:
     if config.root is not None:
         return config.root
     if config.source == "movielens-100k":
-        return movielens_100k(_cache_folder())
+        return movielens_100k(cache_folder())
     return "."
+
+
+def cache_folder() -> Path:
+    """Give mtrec's folder in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "mtrec"
 
 
 def movielens_100k(
@@ -178,12 +184,6 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-
-
-def _cache_folder() -> Path:
-    """Give mtrec's folder in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mtrec"
 
 
 def _pip_download(folder: Path) -> None:

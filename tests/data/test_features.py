@@ -70,6 +70,15 @@ def test_numbers_are_scaled_to_the_training_rows_range():
     ]
 
 
+def test_the_scale_is_that_of_the_filled_column():
+    kind = {"kind": "number", "missing": "constant", "constant": 10.0, "scale": "minmax"}
+    transform = fit_items(pa.table({"price": [0.0, 5.0, None]}), price=kind)
+    assert transform.item_features(pa.table({"price": [5.0, None]})).numbers.tolist() == [
+        [0.5],
+        [1.0],
+    ]
+
+
 @pytest.mark.parametrize("scale", ["standard", "minmax", "none"])
 def test_a_constant_column_stays_finite(scale):
     kind = {"kind": "number", "scale": scale}

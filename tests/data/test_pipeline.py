@@ -16,7 +16,7 @@ from mtrec.data import pipeline
 from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import Histories
 from mtrec.data.pipeline import input_fingerprint, prepare
-from mtrec.data.sources import planted
+from mtrec.data.sources import cache_folder, movielens_100k, planted
 from mtrec.errors import DataError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
@@ -257,6 +257,20 @@ def test_the_worked_example_holds_four_ratings_of_three_items(tmp_path, monkeypa
     first, second = rows(tmp_path / "out", "histories")
     assert (first["user_id"], first["task_rating"]) == ("u1", [5.0, 4.0])
     assert (second["user_id"], second["task_like"]) == ("u2", [0.0, 1.0])
+
+
+def test_movielens_holds_what_it_is_known_to_hold(tmp_path):
+    def absent(folder):
+        pytest.skip("MovieLens-100K is not in the cache")
+
+    movielens_100k(cache_folder(), absent)
+    manifest = prepare(load_config(CONFIGS / "movielens.yaml"), path=str(tmp_path / "out"), key="")
+    # 100,000 ratings of 943 users (each at least 20) and 1,682 films, none of them broken.
+    assert manifest.details["split"] == {"train": 98_114, "validation": 943, "test": 943}
+    assert (manifest.details["users"], manifest.details["items"]) == (943, 1682)
+    assert rows(tmp_path / "out", "rejected") == []
+    first = rows(tmp_path / "out", "items.parquet")[0]
+    assert first["text"] == "Toy Story (1995) | Animation, Children's, Comedy"
 
 
 def test_input_without_a_usable_row_says_why(tree, tmp_path):

@@ -91,6 +91,8 @@ def test_a_held_out_event_before_a_training_one_is_a_leak():
 
 def test_a_held_out_event_that_is_earlier_in_time_is_a_leak():
     split = np.array([TRAIN, VALIDATION, TEST], np.int8)
+    splits.assert_held_out_last(offsets_of([3]), np.array([1.0, 2.0, 2.0]), split)
+    splits.assert_held_out_last(offsets_of([2, 1]), np.array([1.0, 2.0, 1.0]), split[[0, 1, 0]])
     with pytest.raises(AssertionError, match="order of time"):
         splits.assert_held_out_last(offsets_of([3]), np.array([1.0, 3.0, 2.0]), split)
 
