@@ -8,6 +8,7 @@ import pytest
 from small_bundle import Small, item_ids, small_like
 
 from mtrec import storage
+from mtrec.config import Config
 from mtrec.errors import ArtifactError, DataError
 from mtrec.recommender import Recommender
 from mtrec.score import ScoreParts, score
@@ -163,3 +164,23 @@ def test_damaged_bundle_is_refused_before_any_work(dataset: Small, tmp_path: Pat
             key="k",
             parents={},
         )
+
+
+@pytest.mark.ray
+def test_trained_model_says_the_same_by_id_and_in_batch(
+    planted_run: tuple[Config, Path],
+) -> None:
+    config, workdir = planted_run
+    recommender = Recommender.load(str(workdir / "bundles"))
+    files = sorted((workdir / "predictions").glob("part-*.parquet"))
+    rows = pa.concat_tables(pq.read_table(file) for file in files).to_pylist()
+    users = list(dict.fromkeys(row["user_id"] for row in rows))
+    asked = [{"user_id": user_id, "k": config.score.k} for user_id in users]
+    entries = [
+        entry for answer in recommender.recommend(asked) for entry in answer["recommendations"]
+    ]
+    assert [row["item_id"] for row in rows] == [entry["item_id"] for entry in entries]
+    for name in ("score", "rating", "like"):
+        batch = [row[name] for row in rows]
+        single = [entry.get(name, entry["tasks"].get(name)) for entry in entries]
+        np.testing.assert_allclose(batch, single, rtol=1e-5)
