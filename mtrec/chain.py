@@ -280,7 +280,7 @@ class _Chain:
             storage.verify(place(), manifest)
             if wanted:
                 self.outcome.skipped.append(stage)
-                event(logger, f"{stage}.up_to_date")
+                event(logger, "stage.up_to_date", stage=stage)
         elif not wanted:
             state = "is missing" if manifest is None else "was made by another configuration"
             raise ArtifactError(
@@ -291,11 +291,11 @@ class _Chain:
             from mtrec.rayrun import connect
 
             connect(self.config.ray, self.address)
-            event(logger, f"{stage}.start")
+            event(logger, "stage.start", stage=stage)
             begin = time.monotonic()
             work()
             self.outcome.done[stage] = time.monotonic() - begin
-            event(logger, f"{stage}.done", seconds=round(self.outcome.done[stage], 1))
+            event(logger, "stage.done", stage=stage, seconds=round(self.outcome.done[stage], 1))
             manifest = storage.read_manifest(place(), kind)
         self.ids[kind] = manifest.id
 

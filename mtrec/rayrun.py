@@ -67,7 +67,8 @@ def _configure_data() -> None:
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources.for_limits()
     context.read_op_min_num_blocks = 4
-    context.enable_progress_bars = os.isatty(2)
+    # Advice on `memory=` for operators that users cannot change.
+    context.issue_detectors_config.detectors = []
     noise = logging.getLogger("ray.data")
     if not any(isinstance(known, _Plans) for known in noise.filters):
         for handler in (*noise.handlers, *logging.getLogger("ray").handlers):

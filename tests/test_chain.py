@@ -87,7 +87,7 @@ def test_an_unknown_stage_is_refused(copied_run: Config) -> None:
 
 def test_predictions_hold_every_users_unseen_best(planted_run: tuple[Config, Path]) -> None:
     config, workdir = planted_run
-    table = pq.read_table(workdir / "predictions").to_pandas()
+    table = pq.read_table(sorted((workdir / "predictions").glob("*.parquet"))).to_pandas()
     seen = pq.read_table(workdir / "dataset" / "interactions").to_pandas()
     users = set(seen["user_id"])
     assert set(table["user_id"]) == users

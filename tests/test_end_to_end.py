@@ -1,0 +1,140 @@
+"""The chain as a user meets it: parity of its three ways out, and the worked example."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from starlette.testclient import TestClient
+
+from mtrec.config import Config
+from mtrec.data.histories import Histories
+from mtrec.evaluate import RankUsers, read_histories
+from mtrec.recommender import Recommender
+from mtrec.serve.routes import Limits, ModelHost, create_fastapi
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.ray
+
+
+def _with_test_event(histories: Histories, item_index: np.ndarray) -> Histories:
+    """Append one test event to every user, so that evaluation's history is all the others."""
+    users = len(histories)
+    where = histories.offsets[1:]
+    return replace(
+        histories,
+        offsets=histories.offsets + np.arange(users + 1),
+        item_index=np.insert(histories.item_index, where, item_index),
+        timestamp=np.insert(histories.timestamp, where, np.nan),
+        split=np.insert(np.zeros_like(histories.split), where, 2),
+        numbers={name: np.insert(v, where, np.nan) for name, v in histories.numbers.items()},
+        labels={name: np.insert(v, where, 1.0) for name, v in histories.labels.items()},
+    )
+
+
+def test_evaluation_batch_and_http_agree(planted_run: tuple[Config, Path]) -> None:
+    config, workdir = planted_run
+    bundles, k = str(workdir / "bundles"), config.score.k
+    tasks = [task.name for task in config.tasks if task.kind != "retrieval"]
+    # batch: every user's list, as the score stage wrote it
+    batch = pq.read_table(sorted((workdir / "predictions").glob("*.parquet"))).to_pandas()
+    # HTTP: the same events in the request
+    recommender = Recommender.load(bundles)
+    histories = read_histories(str(workdir / "dataset"))
+    ids = recommender.item_ids(histories.item_index)
+    host = ModelHost(lambda _: recommender)
+    host.open(bundles)
+    client = TestClient(create_fastapi(host, Limits()))
+    # evaluation: the same events before a test event of the item that batch put first
+    first = batch[batch["rank"] == 1].set_index("user_id")["item_id"]
+    positions = {item: at for at, item in enumerate(recommender.bundle.item_ids)}
+    item_index = np.array([positions[first[user]] for user in histories.user_ids], np.int32)
+    table: pa.Table = RankUsers(bundles, config, ["test"], "cpu")(
+        _with_test_event(histories, item_index).to_table()
+    )
+    evaluated = {row["user_id"]: row for row in table.to_pylist()}
+    for user in range(0, len(histories), 7):
+        user_id = histories.user_ids[user]
+        rows = batch[batch["user_id"] == user_id].sort_values("rank")
+        events = range(histories.offsets[user], histories.offsets[user + 1])
+        history = [
+            {
+                "item_id": ids[event],
+                "rating": float(histories.numbers["rating"][event]),
+                "timestamp": float(histories.timestamp[event]),
+            }
+            for event in events
+        ]
+        answer = client.post(
+            "/v1/recommend", json={"user_id": user_id, "history": history, "k": k}
+        ).json()
+        listed = answer["recommendations"]
+        assert [entry["item_id"] for entry in listed] == rows["item_id"].tolist()
+        np.testing.assert_allclose(
+            [entry["score"] for entry in listed], rows["score"], rtol=1e-5, atol=0
+        )
+        lists = evaluated[user_id]["test_items"][:k]
+        assert recommender.item_ids(np.array(lists)) == rows["item_id"].tolist()
+        for task in tasks:
+            values = [entry["tasks"][task] for entry in listed]
+            np.testing.assert_allclose(values, rows[task], rtol=1e-5)
+            predicted = evaluated[user_id][f"test_task_{task}"][0]
+            assert predicted == pytest.approx(rows[task].iloc[0], rel=1e-5)
+
+
+def test_http_by_user_id_equals_http_by_history(planted_run: tuple[Config, Path]) -> None:
+    _, workdir = planted_run
+    recommender = Recommender.load(str(workdir / "bundles"))
+    interactions = pq.read_table(workdir / "dataset" / "interactions").to_pandas()
+    user_id = interactions["user_id"].iloc[0]
+    rows = interactions[interactions["user_id"] == user_id].sort_values("timestamp")
+    history = [
+        {"item_id": item, "rating": rating, "timestamp": time}
+        for item, rating, time in zip(
+            rows["item_id"], rows["rating"], rows["timestamp"], strict=True
+        )
+    ]
+    by_id, by_history = recommender.recommend(
+        [{"user_id": user_id}, {"user_id": user_id, "history": history}]
+    )
+    scores = [
+        [entry["score"] for entry in answer["recommendations"]] for answer in (by_id, by_history)
+    ]
+    np.testing.assert_allclose(*scores, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_worked_example_of_four_ratings_in_chinese(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "jobs" / "configs", tmp_path / "jobs" / "configs")
+    command = [sys.executable, "-c", "from mtrec.cli import main; main()", "run"]
+    done = subprocess.run(
+        [*command, "--config", "jobs/configs/worked-example.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "unknown" in done.stderr
+    assert "multilingual" in done.stderr
+    workdir = tmp_path / "runs" / "worked-example"
+    manifest = json.loads((workdir / "embeddings" / "manifest.json").read_text())
+    assert manifest["details"]["encoder"]["dim"] == 384
+    # everybody has touched all but one of the three items at most
+    listed = pq.read_table(sorted((workdir / "predictions").glob("*.parquet"))).to_pylist()
+    assert {(row["user_id"], row["item_id"]) for row in listed} == {("u1", "p3"), ("u2", "p2")}
+    answer = Recommender.load(str(workdir / "bundles")).recommend(
+        [{"user_id": "u1", "include_seen": True}]
+    )[0]
+    scores = [entry["score"] for entry in answer["recommendations"]]
+    assert answer["user_id"] == "u1"
+    assert {entry["item_id"] for entry in answer["recommendations"]} == {"p1", "p2", "p3"}
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= score <= 1 for score in scores)
