@@ -1,9 +1,9 @@
 """Start a Ray cluster of several nodes on this one machine, with a job server, until Ctrl-C.
 
 For trying `ray job submit`, the Kubernetes entrypoints and node failures without a second machine.
-Every node is a raylet of its own with its own ports and one temporary folder for all; nothing is
-shared with another Ray on the machine, and only processes started here are ever ended. It never
-runs `ray stop`, which would end every Ray of the user.
+Every node is a raylet of its own with its own ports and temporary folder; nothing is shared with
+another Ray on the machine, and only processes started here are ever ended. It never runs
+`ray stop`, which would end every Ray of the user.
 
     python cluster/local_cluster.py --nodes 2 --cpus 2
 """
@@ -81,7 +81,7 @@ class LocalCluster:
         self.job_url = f"http://127.0.0.1:{job_port}"
         try:
             self._start(
-                ["--head", f"--port={gcs_port}", f"--temp-dir={self._folder}"],
+                ["--head", f"--port={gcs_port}"],
                 ["--include-dashboard=true", "--dashboard-host=127.0.0.1"],
                 [f"--dashboard-port={job_port}", f"--ray-client-server-port={client_port}"],
                 [f"--num-cpus={num_cpus if head_cpus is None else head_cpus}"],
@@ -102,7 +102,7 @@ class LocalCluster:
         """End every process of this cluster, and no other, and remove its files."""
         for process in reversed(self._processes):
             process.terminate()
-        deadline = time.monotonic() + 20.0
+        deadline = time.monotonic() + 10.0
         for process in self._processes:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
@@ -129,8 +129,12 @@ class LocalCluster:
         command += ["--node-ip-address=127.0.0.1", f"--object-store-memory={self._store}"]
         # The default port ranges of two nodes on one machine would overlap.
         command += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
+        # With one folder for all, a node that unpacks a job's --working-dir removes it under the
+        # feet of another node's driver and workers first.
+        number = len(self._processes)
+        command += [f"--temp-dir={self._folder}/{number}"]
         command += [part for group in arguments for part in group]
-        with open(self._folder / f"node-{len(self._processes)}.log", "wb") as log:
+        with open(self._folder / f"node-{number}.log", "wb") as log:
             process = subprocess.Popen(
                 command,
                 cwd=self._cwd,
