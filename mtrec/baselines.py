@@ -445,15 +445,16 @@ class Ials:
         iterations: int = 15,
     ) -> None:
         self._num_items = num_items
-        self._model = AlternatingLeastSquares(
-            factors=factors,
-            alpha=alpha,
-            regularization=reg,
-            iterations=iterations,
-            num_threads=_NUM_THREADS,
-            random_state=seed,
-        )
+        # The library warns unless BLAS runs on one thread: its own threads share the work.
         with threadpool_limits(1, "blas"):
+            self._model = AlternatingLeastSquares(
+                factors=factors,
+                alpha=alpha,
+                regularization=reg,
+                iterations=iterations,
+                num_threads=_NUM_THREADS,
+                random_state=seed,
+            )
             self._model.fit(self._matrix(histories), show_progress=False)
 
     def score_users(self, histories: Histories) -> Scores:

@@ -43,7 +43,7 @@ def follow(logger: logging.Logger, name: str, *, total: int, shown: list[str]) -
         logger: gets one line an entry when stderr is no terminal.
         name: what is going on; the name of the log event.
         total: entries at most.
-        shown: keys of an entry that the bar shows.
+        shown: keys of an entry that the bar or the line shows.
     """
     board: Any = ray.remote(Board).options(num_cpus=0).remote()
     stop = threading.Event()
@@ -86,4 +86,4 @@ def _show(
                 text = " ".join(f"{key.rpartition('/')[2]} {values[key]:.4g}" for key in values)
                 bar.update(task, completed=entry.get("epoch", count), values=text)
                 if not on_terminal:
-                    event(logger, name, **entry)
+                    event(logger, name, epoch=entry.get("epoch", count), **values)

@@ -5,6 +5,7 @@ Called by the shells (`cli.py`, `jobs/`) and by nothing below the drivers.
 
 import logging
 import os
+import re
 
 import ray
 from ray.data import DataContext, ExecutionResources
@@ -69,18 +70,23 @@ def _configure_data() -> None:
     context.read_op_min_num_blocks = 4
     # Advice on `memory=` for operators that users cannot change.
     context.issue_detectors_config.detectors = []
-    noise = logging.getLogger("ray.data")
-    if not any(isinstance(known, _Plans) for known in noise.filters):
-        for handler in (*noise.handlers, *logging.getLogger("ray").handlers):
-            handler.addFilter(_Plans())
-        noise.addFilter(_Plans())
+    for name in ("ray", "ray.data"):
+        for handler in logging.getLogger(name).handlers:
+            if not any(isinstance(known, _Terse) for known in handler.filters):
+                handler.addFilter(_Terse())
 
 
-class _Plans(logging.Filter):
-    """Keep Ray Data's plan of every small step out of the log; its progress lines stay."""
+# Of Ray Data's log: how far an operator is, once it has begun.
+_PROGRESS = re.compile(r"\S.*: [1-9]\d*/")
+
+
+class _Terse(logging.Filter):
+    """Let through Ray Data's warnings and its lines of progress, not its plans and budgets."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let a record through unless it only tells what is about to run or has run."""
-        text = record.getMessage()
-        plan = ("Starting execution of", "Execution plan of", "Dataset ", "\u2714")
-        return record.levelno > logging.INFO or not text.startswith(plan)
+        """Tell whether a record is worth a line."""
+        if record.levelno > logging.INFO or not record.name.startswith("ray.data"):
+            return True
+        return record.filename == "logging_progress.py" and bool(
+            _PROGRESS.match(record.getMessage())
+        )

@@ -61,7 +61,9 @@ def train(
     Raises:
         DataError: nothing to learn from, or a loss that is not finite.
     """
-    name, up = monitored(config)
+    # Ray's default makes every epoch's report wait up to two seconds for the controller's poll.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    name, _ = monitored(config)
     shown = ["loss", f"validation/{name}"]
     with follow(logger, "train.epoch", total=config.train.epochs, shown=shown) as board:
         trainer = _build_trainer(
@@ -79,8 +81,14 @@ def train(
             result = trainer.fit()
         except Exception as error:
             raise _cause(error) from error
-    state, score = _best_state(result)
-    event(logger, "train.best", epoch=state["epoch"], **{name: score if up else -score})
+    state = _best_state(result)
+    chosen = state["history"][state["epoch"] - 1]
+    event(
+        logger,
+        "train.best",
+        epoch=state["epoch"],
+        **{key: value for key, value in chosen.items() if key.startswith("validation/")},
+    )
     return _export(
         config,
         state,
@@ -189,7 +197,7 @@ def _report(state: TrainState, weights: dict[str, torch.Tensor], score: float, r
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
-def _best_state(result: ray.train.Result) -> tuple[dict[str, Any], float]:
+def _best_state(result: ray.train.Result) -> dict[str, Any]:
     """Give the saved state of the best epoch, with the whole history of the last."""
     ranked = [
         (metrics["score"], -metrics["epoch"], kept)
@@ -199,14 +207,14 @@ def _best_state(result: ray.train.Result) -> tuple[dict[str, Any], float]:
         raise ArtifactError(
             "training ended without a checkpoint\nremove the run's checkpoints/ and run again"
         )
-    score, _, best = max(ranked, key=lambda entry: entry[:2])
+    best = max(ranked, key=lambda entry: entry[:2])[2]
     newest = min(ranked, key=lambda entry: entry[1])[2]
     states = []
     for checkpoint in (best, newest):
         with checkpoint.as_directory() as folder:
             states.append(torch.load(os.path.join(folder, _STATE), weights_only=True))
     chosen: dict[str, Any] = {**states[0], "history": states[1]["history"]}
-    return chosen, score
+    return chosen
 
 
 def _export(
