@@ -129,10 +129,8 @@ class LocalCluster:
         command += ["--node-ip-address=127.0.0.1", f"--object-store-memory={self._store}"]
         # The default port ranges of two nodes on one machine would overlap.
         command += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
-        # With one folder for all, a node that unpacks a job's --working-dir removes it under the
-        # feet of another node's driver and workers first.
         number = len(self._processes)
-        command += [f"--temp-dir={self._folder}/{number}"]
+        command += [f"--temp-dir={self._temporary_folder(number)}"]
         command += [part for group in arguments for part in group]
         with open(self._folder / f"node-{number}.log", "wb") as log:
             process = subprocess.Popen(
@@ -147,6 +145,21 @@ class LocalCluster:
                 start_new_session=True,
             )
         self._processes.append(process)
+
+    def _temporary_folder(self, number: int) -> Path:
+        """Make a node's folder: one of its own, but all write their logs to the head's.
+
+        With one folder for all, a node that unpacks a job's --working-dir first removes it under
+        the feet of another node's driver. With logs apart, the job server looks for a job's log at
+        the head only, since both nodes have the same IP address.
+        """
+        folder = self._folder / str(number)
+        folder.mkdir()
+        if number > 0:
+            session = (self._folder / "0" / "session_latest").resolve()
+            (folder / session.name).mkdir()
+            (folder / session.name / "logs").symlink_to(session / "logs")
+        return folder
 
     def _wait_for_job_server(self) -> None:
         def answers() -> bool:

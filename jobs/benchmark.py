@@ -6,6 +6,10 @@
 `embed` stands beside `SentenceTransformer.encode`, `serve` beside plain FastAPI and uvicorn around
 the same `Recommender`. Peers run in the same run, in turn with ours; `low` and `high` are the least
 and the greatest ratio of such a pair. Ratios are ours divided by the peer's, whatever the metric.
+`wall_s` leaves out the start of Ray; memory is that of the driver and all of Ray's processes.
+
+Ray Serve's fast ingress is measured by setting RAY_SERVE_ENABLE_HA_PROXY=1 and
+RAY_SERVE_THROUGHPUT_OPTIMIZED=1 in the environment, both or neither.
 """
 
 import argparse
@@ -89,10 +93,10 @@ def measure_stages(config: Config, chosen: tuple[str, ...], results: Results) ->
     """Run the chain as far as `chosen` needs it; add rows for the stages in `chosen`."""
     import ray
 
-    last = max((ALL.index(stage) for stage in chosen), default=0)
-    needed = [stage for stage in STAGES if ALL.index(stage) <= last]
-    if chosen == ("serve",):
-        needed = ["prepare", "embed", "train"]
+    # Everything after training needs what comes up to it, and nothing else.
+    trained = STAGES.index("train") + 1
+    last = max(min(ALL.index(stage) + 1, trained) for stage in chosen)
+    needed = [stage for stage in STAGES if stage in chosen or stage in STAGES[:last]]
     for stage in needed:
         with peak_memory(os.getpid()) as memory:
             outcome = run(config, stages=(stage,))
