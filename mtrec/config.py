@@ -362,8 +362,6 @@ class TrainConfig(_Section):
     """`auto`: a GPU per worker if the cluster has enough."""
     max_failures: int = Field(2, ge=0)
     """So often a failed worker group is restarted from the last checkpoint."""
-    refit: bool = False
-    """After selection, train again on all kept events for as many epochs; that is what ships."""
 
 
 # ---- evaluation, scoring, serving, Ray ----------------------------------------------------------

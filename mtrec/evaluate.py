@@ -332,7 +332,7 @@ def _check(shipped: Bundle, items: pa.Table, place: str) -> None:
         raise ArtifactError(
             f"the bundle at {place} was fitted on {', '.join(shipped.fitted_on)}: "
             "figures on test would be about events that it has seen\n"
-            "evaluate a bundle that was trained with train.refit: false"
+            "evaluate a bundle that was fitted on training events only"
         )
     if shipped.items.column("item_id").to_pylist() != items.column("item_id").to_pylist():
         raise ArtifactError(
