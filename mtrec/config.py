@@ -231,8 +231,9 @@ class TextConfig(_Section):
     """Arithmetic of the encoder; `auto`: bfloat16 on a GPU, float32 on a CPU."""
     max_tokens: int = Field(256, ge=8, le=8192)
     """Longer texts are cut."""
-    batch_tokens: int = Field(4096, ge=64)
-    """Tokens in one batch, padding included; texts of like length share a batch."""
+    batch_tokens: int | None = Field(None, ge=64)
+    """Tokens in one batch, padding included; texts of like length share a batch. Default: 2,048 on
+    a CPU, 65,536 on a GPU."""
     actors: int = Field(1, ge=1)
     """Encoder actors at most."""
     dimension: int = Field(256, ge=8, le=4096)
