@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import yaml
 
@@ -96,22 +96,22 @@ def test_the_rayservices_config_is_deployed_as_it_stands_and_answers(
     applications = f"{cluster.job_url}/api/serve/applications/"
 
     # What the operator does with serveConfigV2.
-    assert httpx.put(applications, json=config, timeout=60).status_code == 200
+    assert httpx2.put(applications, json=config, timeout=60).status_code == 200
 
     def status() -> str:
-        found = httpx.get(applications, timeout=30).json()["applications"]["mtrec"]
+        found = httpx2.get(applications, timeout=30).json()["applications"]["mtrec"]
         assert found["status"] != "DEPLOY_FAILED", found["message"]
         return str(found["status"])
 
     wait_for(lambda: status() == "RUNNING", 120)
     url, body = f"http://127.0.0.1:{port}/v1/recommend", {"user_id": "u00001", "k": 5}
-    answer = httpx.post(url, json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+    answer = httpx2.post(url, json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
 
     assert answer.status_code == 200, answer.text
     scores = [entry["score"] for entry in answer.json()["recommendations"]]
     assert len(scores) == 5
     assert scores == sorted(scores, reverse=True)
-    assert httpx.post(url, json=body, timeout=30).status_code == 401
+    assert httpx2.post(url, json=body, timeout=30).status_code == 401
 
 
 @pytest.mark.ray
