@@ -171,7 +171,8 @@ def _worker(settings: dict[str, Any]) -> None:
             {
                 "epoch": state.epoch,
                 "loss": sum(losses[task] * state.factors[task] for task in losses),
-                **{f"loss/{task}": value for task, value in losses.items()},
+                # 1 is a constant predictor, whatever the task.
+                **{f"loss/{task}": losses[task] / state.constants[task] for task in losses},
                 **{f"validation/{metric}": value for metric, value in values.items()},
                 "seconds": round(time.monotonic() - begin, 3),
             }

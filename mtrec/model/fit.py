@@ -84,13 +84,17 @@ class TrainingData:
 
 @dataclass(slots=True)
 class TrainState:
-    """All that changes while fitting; `state_dict` is what a checkpoint holds."""
+    """All that changes while fitting; `state_dict` is what a checkpoint holds.
+
+    `constants` are the losses of constant predictors, `factors` the weights of losses over them.
+    """
 
     objective: JointObjective
     wrapped: nn.Module
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
     factors: dict[str, float]
+    constants: dict[str, float]
     step: int = 0
     epoch: int = 0
     best: float = math.nan
@@ -151,12 +155,14 @@ def start_state(config: Config, data: TrainingData, device: torch.device) -> Tra
     model.users.fit_whitening(data.users.texts[1:])
     _start_at_means(model, data)
     objective = JointObjective(model, config.tasks, config.model).to(device)
+    weights, constants = _loss_weights(config, data)
     return TrainState(
         objective=objective,
         wrapped=objective,
         optimizer=_optimizer(objective, config),
         average={},
-        factors=_loss_factors(config, data),
+        factors=fixed_weights(weights, constants),
+        constants=constants,
     )
 
 
@@ -262,8 +268,8 @@ def train_epoch(
     return {name: float(np.mean(values)) for name, values in collected.items()}
 
 
-def _loss_factors(config: Config, data: TrainingData) -> dict[str, float]:
-    """Give each loss's factor: the task's weight over the loss of a constant predictor."""
+def _loss_weights(config: Config, data: TrainingData) -> tuple[dict[str, float], dict[str, float]]:
+    """Give each loss's weight, and the loss of a constant predictor that it is measured by."""
     weights: dict[str, float] = {}
     constants: dict[str, float] = {}
     counts = np.bincount(data.train.item_index, minlength=data.sizes.num_items)
@@ -283,7 +289,7 @@ def _loss_factors(config: Config, data: TrainingData) -> dict[str, float]:
             labels = (data.train.labels[task.name] - offset) / scale
             known = labels[np.isfinite(labels)]
             constants[task.name] = max(1e-3, float(known.var())) if len(known) else 1.0
-    return fixed_weights(weights, constants)
+    return weights, constants
 
 
 def _start_at_means(model: MultiTaskModel, data: TrainingData) -> None:
