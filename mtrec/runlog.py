@@ -17,8 +17,10 @@ def configure_logging(*, verbose: bool = False, stream: TextIO | None = None) ->
     """Send mtrec's log lines to stderr, once, however often this is called."""
     logger = logging.getLogger("mtrec")
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    if not logger.handlers:
+    # By name: others may have put handlers there, and ours must come once all the same.
+    if all(handler.name != "mtrec" for handler in logger.handlers):
         handler = logging.StreamHandler(stream or sys.stderr)
+        handler.name = "mtrec"
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         logger.addHandler(handler)
     logger.propagate = False

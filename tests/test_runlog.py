@@ -82,3 +82,12 @@ def test_the_metrics_log_appends_one_json_object_a_line_and_makes_its_folder(
         {"epoch": 0, "loss": 2.5},
         {"epoch": 1, "loss": 2.25},
     ]
+
+
+def test_a_handler_of_others_does_not_keep_ours_away(stream: io.StringIO) -> None:
+    logging.getLogger("mtrec").addHandler(logging.NullHandler())
+    configure_logging(stream=stream)
+
+    event(logging.getLogger("mtrec"), "heard")
+
+    assert "heard" in stream.getvalue()
