@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,8 @@ def save_bundle(
                 },
                 os.path.join(folder, "weights.safetensors"),
             )
+            # safetensors makes it for its owner alone; servers run as somebody else.
+            Path(folder, "weights.safetensors").chmod(0o644)
             for name in _ITEM_ARRAYS:
                 values = np.asarray(getattr(vectors, name.removeprefix("item_")), np.float32)
                 np.save(os.path.join(folder, f"{name}.npy"), values, allow_pickle=False)

@@ -195,9 +195,7 @@ def _serve(
     settings = settings.model_copy(
         update={name: value for name, value in changes.items() if value is not None}
     )
-    from mtrec.bundle import find_bundle
-
-    find_bundle(bundle)  # a wrong folder is told before Ray is started
+    _verify(bundle)  # a wrong folder or a damaged file is told before Ray is started
     connect(config.ray if config is not None else RayConfig(), address)
     serve_until_interrupt(ServeArgs.from_config(bundle, settings), _announce)
 
@@ -234,13 +232,19 @@ def bundle_verify(
     path: Annotated[str, typer.Argument(help="A version's folder, or bundles/.")],
 ) -> None:
     """Check every file of a bundle against its manifest."""
+    place, files = _verify(path)
+    print(f"{place}: ok, {files} files")
+
+
+def _verify(path: str) -> tuple[str, int]:
+    """Check every file of a bundle; give its folder and the number of its files."""
     from mtrec import storage
     from mtrec.bundle import find_bundle
 
     place = find_bundle(path)
     manifest = storage.read_manifest(place, "bundle")
     storage.verify(place, manifest, hashes=True)
-    print(f"{place}: ok, {len(manifest.files)} files")
+    return place, len(manifest.files)
 
 
 @app.command()

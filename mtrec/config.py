@@ -650,7 +650,9 @@ def parse_config(tree: dict[str, Any], *, name: str = "configuration") -> Config
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        # A misspelt key is also a missing one: the line with the hint comes first.
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] == "missing")
+        lines = [_explain(problem) for problem in problems]
         shown = lines[:5] + ([f"... and {len(lines) - 5} more"] if lines[5:] else [])
         raise ConfigError(f"{name}: " + "\n".join(shown)) from error
 
@@ -703,7 +705,9 @@ def _explain(problem: Any) -> str:
     """Turn one pydantic problem into a line that names the remedy."""
     place = [str(part) for part in problem["loc"]]
     # A union's tag (the column's kind, the split's method) is in the path; users never wrote it.
-    where = ".".join(part for part in place if part not in _UNION_TAGS or part == place[-1])
+    # A first or last part is a section or a key, also where it is called like a tag.
+    inner = [part for part in place[1:-1] if part not in _UNION_TAGS]
+    where = ".".join([*place[:1], *inner, *place[1:][-1:]])
     if problem["type"] == "extra_forbidden":
         found, parents = place[-1], place[:-1]
         known = _known_keys(parents)

@@ -111,9 +111,10 @@ def test_a_corrupted_bundle_ends_with_4(copied_run: Config) -> None:
     version = (bundles / "CURRENT").read_text().strip()
     weights = bundles / version / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    done = mtrec("bundle", "verify", str(bundles))
-    assert done.returncode == 4
-    assert "weights.safetensors" in few_lines(done.stderr)[0]
+    for command in (["bundle", "verify", str(bundles)], ["serve", "--bundle", str(bundles)]):
+        done = mtrec(*command)
+        assert done.returncode == 4
+        assert "weights.safetensors" in few_lines(done.stderr)[0]
 
 
 @pytest.mark.ray

@@ -334,3 +334,15 @@ def test_defaults_are_valid_where_they_stand() -> None:
     defaults = Config.model_validate(tree())
 
     assert parse_config(defaults.model_dump(mode="json")) == defaults
+
+
+def test_a_key_below_a_section_called_like_a_kind_is_named_whole() -> None:
+    tree = {"data": {"interactions": {"path": "x"}}, "tasks": [], "text": {"item_templete": "x"}}
+    with pytest.raises(ConfigError, match=r"unknown key text\.item_templete; did you mean"):
+        parse_config(tree)
+
+
+def test_a_misspelt_key_comes_before_the_missing_one() -> None:
+    tree = {"data": {"interactions": {"path": "x"}}, "task": []}
+    with pytest.raises(ConfigError, match=r'unknown key task; did you mean "tasks"\?\nmissing'):
+        parse_config(tree)
