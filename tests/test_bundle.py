@@ -169,3 +169,8 @@ def test_bundle_at_a_uri_loads_like_a_local_one(small: Small) -> None:
 def test_encoder_is_the_bundles_whatever_its_precision(info: EncoderInfo, expected: bool) -> None:
     spec = EncoderSpec("a", "model", "x", 8, "mean", "float32")
     assert info.is_made_by(spec) is expected
+
+
+def test_every_file_can_be_read_by_another_user(small: Small) -> None:
+    files = [path for path in Path(small.path).rglob("*") if path.is_file()]
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in files)
