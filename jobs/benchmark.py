@@ -375,7 +375,8 @@ def serve_bare(bundle: str, port: int) -> None:
 
     from mtrec import Recommender
 
-    recommender, app = Recommender.load(bundle), FastAPI()
+    # One thread, as the replica has: two would wait for each other on a busy machine.
+    recommender, app = Recommender.load(bundle, threads=1), FastAPI()
 
     @app.get("/readyz")
     async def ready() -> dict[str, bool]:
