@@ -1,8 +1,10 @@
 """The driver of `embed`: each text once and never again, on a pool of Ray Data actors."""
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -359,6 +361,19 @@ def test_two_actors_are_placed_one_per_gpu_and_agree_with_one_on_a_cpu(tmp_path:
     assert result["norm"] == pytest.approx(1.0, abs=1e-5)
 
 
+def descendants(pid: int) -> list[int]:
+    """List the processes below a process: a killed driver's Ray leaves agents behind."""
+    children: dict[int, list[int]] = {}
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(place.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(place.parent.name))
+    found = [pid]
+    for known in found:
+        found += children.get(known, [])
+    return found[1:]
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_run_killed_half_way_is_gone_on_with(ray_local: None, tmp_path: Path) -> None:
@@ -381,7 +396,10 @@ def test_a_run_killed_half_way_is_gone_on_with(ray_local: None, tmp_path: Path) 
     dataset = write_dataset(tmp_path, [" ".join(map(str, row)) for row in words])
     driver = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program), dataset, str(tmp_path / "embeddings")],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        },
         stderr=subprocess.DEVNULL,
     )
     try:
@@ -389,8 +407,12 @@ def test_a_run_killed_half_way_is_gone_on_with(ray_local: None, tmp_path: Path) 
             assert driver.poll() is None, "it ended before its first shard"
             time.sleep(0.05)
     finally:
+        below = descendants(driver.pid)
         driver.kill()
         driver.wait()
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     assert storage.find_manifest(str(tmp_path / "embeddings")) is None
     manifest = run(tmp_path, dataset)
