@@ -6,12 +6,16 @@ Called by the shells (`cli.py`, `jobs/`) and by nothing below the drivers.
 import logging
 import os
 import re
+import socket
 
 import ray
 from ray.data import DataContext, ExecutionResources
 
 from mtrec.config import RayConfig
 from mtrec.errors import ConfigError
+
+# Long enough for a cluster on another continent.
+_PROBE_S = 5.0
 
 
 def connect(config: RayConfig, address: str | None = None) -> None:
@@ -27,6 +31,7 @@ def connect(config: RayConfig, address: str | None = None) -> None:
     if not ray.is_initialized():
         where = address or os.environ.get("RAY_ADDRESS") or "local"
         local = where == "local"
+        _probe(where)
         # Logical CPUs: on a two-core laptop the train workers must leave some for the drivers.
         num_cpus = config.num_cpus or max(4, os.cpu_count() or 1)
         store = config.object_store_mb
@@ -40,11 +45,26 @@ def connect(config: RayConfig, address: str | None = None) -> None:
                 logging_level=logging.WARNING,
             )
         except ConnectionError as error:
-            raise ConfigError(
-                f"no Ray cluster answers at {where}\n"
-                "start one (ray start --head), give --address, or leave it out for a local one"
-            ) from error
+            raise _nobody(where) from error
     _configure_data()
+
+
+def _probe(where: str) -> None:
+    """Refuse a host and port where nothing listens: Ray itself would end the process there."""
+    host, colon, port = where.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
+    except (OSError, OverflowError) as error:
+        raise _nobody(where) from error
+
+
+def _nobody(where: str) -> ConfigError:
+    return ConfigError(
+        f"no Ray cluster answers at {where}\n"
+        "start one (ray start --head), give --address, or leave it out for a local one"
+    )
 
 
 def cluster_gpus() -> float:
