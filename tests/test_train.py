@@ -2,13 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from mtrec import storage
 from mtrec.bundle import load_bundle
 from mtrec.config import Config
 from mtrec.errors import DataError
-from mtrec.model.loading import load_training_data
 from mtrec.train import train
 
 pytestmark = pytest.mark.ray
@@ -38,19 +36,6 @@ def test_the_bundle_holds_the_best_validation_epoch(planted_run) -> None:
     values = [epoch[f"validation/{task}/ndcg@10"] for epoch in metrics["history"]]
     assert len(values) == config.train.epochs
     assert metrics["epoch"] == 1 + max(range(len(values)), key=values.__getitem__)
-
-
-def test_every_part_fits_the_items(planted_run) -> None:
-    config, workdir = planted_run
-    data, held_out = load_training_data(
-        config, dataset=str(workdir / "dataset"), embeddings=str(workdir / "embeddings")
-    )
-    assert (data.train.split == 0).all()
-    assert (held_out.split == 1).all()
-    assert len(data.items.numbers) == len(data.trained) == data.sizes.num_items
-    counts = torch.bincount(torch.from_numpy(data.train.item_index.astype("int64")))
-    assert torch.equal(data.trained[: len(counts)], (counts > 0).float())
-    assert data.items.text[2:].norm(dim=1).allclose(torch.ones(data.sizes.num_items - 2))
 
 
 def test_two_ray_workers_give_the_losses_of_one(planted_run, tmp_path: Path) -> None:
