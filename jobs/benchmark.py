@@ -36,7 +36,8 @@ from _results import Results, command_line
 
 from mtrec.chain import STAGES, Paths, run
 from mtrec.cli import run_shell
-from mtrec.config import Config, load_config, parse_config
+from mtrec.config import Config
+from mtrec.configfile import load_config, parse_config
 from mtrec.runlog import configure_logging
 
 JOBS = Path(__file__).resolve().parent
@@ -302,7 +303,7 @@ def measure_serving(config: Config, scale: str, results: Results) -> None:
 
 
 def _one_replica(config: Config) -> str:
-    from mtrec.config import dump_config
+    from mtrec.configfile import dump_config
 
     serve = config.serve.model_copy(update={"min_replicas": 1, "max_replicas": 1})
     return dump_config(config.model_copy(update={"serve": serve}))

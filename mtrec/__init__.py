@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mtrec.chain import run
-    from mtrec.config import load_config
+    from mtrec.configfile import load_config
     from mtrec.recommender import Recommender
 
 __version__ = "0.1.0"
 __all__ = ["Recommender", "load_config", "run"]
 
-_HOMES = {"Recommender": "mtrec.recommender", "load_config": "mtrec.config", "run": "mtrec.chain"}
+_HOMES = {
+    "Recommender": "mtrec.recommender",
+    "load_config": "mtrec.configfile",
+    "run": "mtrec.chain",
+}
 
 
 def __getattr__(name: str) -> object:

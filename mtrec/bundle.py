@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 
 from mtrec import storage
 from mtrec.catalogue import NUM_SPECIAL
-from mtrec.config import Config, parse_config
+from mtrec.config import Config
+from mtrec.configfile import parse_config
 from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import Histories
 from mtrec.errors import ArtifactError, ConfigError

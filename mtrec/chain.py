@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtrec import storage
-from mtrec.config import Config, dump_config
+from mtrec.config import Config
+from mtrec.configfile import dump_config
 from mtrec.errors import ArtifactError, ConfigError
 from mtrec.runlog import event
 

@@ -14,7 +14,8 @@ import typer
 from typer.exceptions import TyperException
 
 from mtrec import __version__, chain
-from mtrec.config import Config, dump_config, load_config
+from mtrec.config import Config
+from mtrec.configfile import dump_config, load_config
 from mtrec.errors import ConfigError, MtrecError
 from mtrec.runlog import configure_logging
 

@@ -21,7 +21,8 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from mtrec import storage
 from mtrec.bundle import EncoderInfo, ItemArrays, save_bundle
-from mtrec.config import Config, parse_config
+from mtrec.config import Config
+from mtrec.configfile import parse_config
 from mtrec.data.features import FeatureTransform
 from mtrec.errors import ArtifactError, MtrecError
 from mtrec.model.fit import TrainState, start_state, train_epoch

@@ -90,7 +90,7 @@ def copied_run(planted_run: "tuple[Config, Path]", tmp_path: Path) -> "Config":
 
 
 def _plant(folder: Path, **sections: dict[str, object]) -> "Config":
-    from mtrec.config import parse_config
+    from mtrec.configfile import parse_config
     from mtrec.data.sources import planted
 
     tree = planted(folder / "data")

@@ -14,7 +14,8 @@ import torch
 
 from mtrec import storage
 from mtrec.bundle import EncoderInfo, ItemArrays, save_bundle
-from mtrec.config import Config, parse_config
+from mtrec.config import Config
+from mtrec.configfile import parse_config
 from mtrec.data.features import ColumnTransform, FeatureTransform, Vocabulary
 from mtrec.data.histories import Histories
 from mtrec.model.network import ModelSizes, TowerSizes, build_model

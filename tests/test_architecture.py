@@ -18,7 +18,7 @@ PACKAGE = ROOT / "mtrec"
 # Lower layers never import higher ones. A trailing dot stands for everything below.
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("errors", "storage", "runlog"),
-    1: ("config",),
+    1: ("config", "configfile"),
     2: (
         *("data.", "text.", "model.", "serve."),
         *("index", "userstore", "rerank", "metrics", "baselines", "report"),

@@ -108,7 +108,7 @@ def test_training_finds_the_planted_groups(planted_run: tuple[Config, Path]) -> 
 
 
 def test_the_resolved_configuration_runs_again(copied_run: Config) -> None:
-    from mtrec.config import load_config
+    from mtrec.configfile import load_config
 
     run(copied_run)
     again = load_config(f"{copied_run.run.workdir}/config.yaml")

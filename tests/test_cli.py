@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from mtrec.cli import app, run_shell
-from mtrec.config import Config, dump_config
+from mtrec.config import Config
+from mtrec.configfile import dump_config
 from mtrec.errors import ArtifactError, ConfigError, DataError, MtrecError
 
 

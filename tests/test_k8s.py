@@ -340,7 +340,7 @@ def test_the_replicas_of_the_service_fit_in_its_workers() -> None:
 
 
 def test_the_service_serves_what_the_job_makes() -> None:
-    from mtrec.config import load_config
+    from mtrec.configfile import load_config
 
     entrypoint = manifest("rayjob.yaml")["spec"]["entrypoint"].split()
     config = load_config(ROOT / entrypoint[entrypoint.index("--config") + 1])

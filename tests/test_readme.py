@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mtrec.config import parse_config
+from mtrec.configfile import parse_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrec.config import parse_config
+from mtrec.configfile import parse_config
 from mtrec.data.features import (
     ColumnTransform,
     FeatureTransform,

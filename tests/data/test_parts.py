@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrec.config import parse_config
+from mtrec.configfile import parse_config
 from mtrec.data import parts, splits
 from mtrec.data.features import FeatureTransform, fit_transform
 from mtrec.data.histories import Histories

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mtrec import storage
-from mtrec.config import load_config, parse_config
+from mtrec.configfile import load_config, parse_config
 from mtrec.data import pipeline
 from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import Histories

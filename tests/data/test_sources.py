@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtrec.config import parse_config
+from mtrec.configfile import parse_config
 from mtrec.data import sources
 from mtrec.errors import DataError
 

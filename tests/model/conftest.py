@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec.config import Config, parse_config
+from mtrec.config import Config
+from mtrec.configfile import parse_config
 from mtrec.data.histories import Histories
 from mtrec.model.fit import TrainingData, UserInputs
 from mtrec.model.network import ModelSizes, TowerSizes

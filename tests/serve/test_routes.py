@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
-from mtrec.config import parse_config
+from mtrec.configfile import parse_config
 from mtrec.errors import ArtifactError, RequestError
 from mtrec.query import Limits as QueryLimits
 from mtrec.query import Query, QueryReader

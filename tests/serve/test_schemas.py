@@ -4,7 +4,7 @@ import math
 import pytest
 from jsonschema import Draft202012Validator
 
-from mtrec.config import parse_config
+from mtrec.configfile import parse_config
 from mtrec.errors import RequestError
 from mtrec.query import Limits, QueryReader
 from mtrec.serve import schemas

@@ -379,7 +379,8 @@ def descendants(pid: int) -> list[int]:
 def test_a_run_killed_half_way_is_gone_on_with(ray_local: None, tmp_path: Path) -> None:
     program = """
         import sys
-        from mtrec.config import RayConfig, parse_config
+        from mtrec.config import RayConfig
+        from mtrec.configfile import parse_config
         from mtrec.rayrun import connect
         from mtrec.text.embed import embed
 
