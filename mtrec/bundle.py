@@ -28,12 +28,13 @@ from mtrec import storage
 from mtrec.catalogue import NUM_SPECIAL
 from mtrec.config import Config
 from mtrec.configfile import parse_config
+from mtrec.data.dataset import history_files, read_table
 from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import Histories
 from mtrec.errors import ArtifactError, ConfigError
 from mtrec.model.network import ModelSizes, MultiTaskModel, build_model
 from mtrec.text.spec import EncoderSpec
-from mtrec.userstore import UserStore, build_user_store, read_parquet
+from mtrec.userstore import UserStore, build_user_store
 
 KIND = "bundle"
 CURRENT = "CURRENT"
@@ -154,7 +155,7 @@ def save_bundle(
         key: hash of the work; its first 8 characters end the version's name.
         parents: ids of the artifacts that it was made from.
     """
-    items = read_parquet(storage.join(dataset, "items.parquet"))
+    items = read_table(storage.join(dataset, "items.parquet"))
     num_items = items.num_rows + NUM_SPECIAL
     assert num_items == sizes.num_items == len(vectors.bias), "one vector for each item"
     created = datetime.now(UTC)
@@ -164,7 +165,7 @@ def save_bundle(
         local = storage.is_local(writer.path)
         folder = storage.filesystem(writer.path)[1] if local else tempfile.mkdtemp()
         try:
-            histories = _history_files(dataset)
+            histories = history_files(dataset)
             save_file(
                 {
                     # Cloned: safetensors refuses tensors that share memory.
@@ -186,7 +187,7 @@ def save_bundle(
             build_user_store(
                 os.path.join(folder, "users"),
                 histories,
-                read_parquet(storage.join(dataset, "users.parquet")),
+                read_table(storage.join(dataset, "users.parquet")),
                 transform,
                 max_events=config.model.history.length,
                 text=user_text,
@@ -276,7 +277,7 @@ def _read(folder: str, version: str) -> Bundle:
     model = build_model(config.model, config.tasks, sizes)
     model.load_state_dict(load_file(os.path.join(folder, "weights.safetensors")))
     model.eval()
-    items = read_parquet(os.path.join(folder, "items.parquet"))
+    items = read_table(os.path.join(folder, "items.parquet"))
     ids = items.column("item_id").to_pylist()
     content, collaborative, bias = (array(f"{name}.npy") for name in _ITEM_ARRAYS)
     has_text = os.path.exists(os.path.join(folder, "item_text.npy"))
@@ -290,7 +291,7 @@ def _read(folder: str, version: str) -> Bundle:
     ) + NUM_SPECIAL != sizes.num_items:
         raise ValueError(f"item arrays do not have {sizes.num_items} rows")
     popular = np.zeros(sizes.num_items, np.int64)
-    counts = read_parquet(os.path.join(folder, "popular.parquet"))
+    counts = read_table(os.path.join(folder, "popular.parquet"))
     position = {item_id: at + NUM_SPECIAL for at, item_id in enumerate(ids)}
     rows = [position[item_id] for item_id in counts.column("item_id").to_pylist()]
     popular[rows] = counts.column("count").to_numpy()
@@ -321,20 +322,11 @@ def _unreadable(place: str, error: Exception) -> ArtifactError:
     )
 
 
-def _history_files(dataset: str) -> list[str]:
-    folder = storage.join(dataset, "histories")
-    return [
-        storage.join(folder, name)
-        for name in storage.list_files(folder)
-        if name.endswith(".parquet")
-    ]
-
-
 def _popular(histories: Sequence[str], items: pa.Table) -> pa.Table:
     """Count kept events per item, most first; ties in the catalogue's order."""
     counts = np.zeros(items.num_rows + NUM_SPECIAL, np.int64)
     for path in histories:
-        part = Histories.from_table(read_parquet(path))
+        part = Histories.from_table(read_table(path))
         counts += np.bincount(part.item_index, minlength=len(counts))
     counts = counts[NUM_SPECIAL:]
     order = np.argsort(-counts, kind="stable")

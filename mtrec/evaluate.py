@@ -7,7 +7,6 @@ or chooses anything on test, and refuses a split that the bundle was fitted on.
 """
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,8 +20,9 @@ from mtrec import baselines, storage
 from mtrec.bundle import Bundle, find_bundle, load_bundle
 from mtrec.comparison import MODEL, ItemFacts, Tree
 from mtrec.config import Config, RegressionTask
+from mtrec.data.dataset import read_histories, read_table
 from mtrec.data.histories import SPLITS, Histories
-from mtrec.errors import ArtifactError, DataError
+from mtrec.errors import ArtifactError
 from mtrec.metrics import Floats
 from mtrec.rayrun import cluster_cpus, cluster_gpus
 from mtrec.recommender import PairContext, Recommender
@@ -30,7 +30,6 @@ from mtrec.report import Answered, Answers, build_report, label_tasks
 from mtrec.report_page import render_html
 from mtrec.runlog import event
 from mtrec.storage import Manifest
-from mtrec.userstore import read_parquet
 
 logger = logging.getLogger("mtrec.evaluate")
 
@@ -65,7 +64,7 @@ def evaluate(
     place = find_bundle(bundle)
     shipped = load_bundle(place)
     histories = read_histories(dataset)
-    items = read_parquet(storage.join(dataset, "items.parquet"))
+    items = read_table(storage.join(dataset, "items.parquet"))
     _check(shipped, items, place)
     splits = [split for split in HELD_OUT if split not in shipped.fitted_on]
     answered = ask_model(config, dataset=dataset, bundle=place, histories=histories, splits=splits)
@@ -96,20 +95,6 @@ def evaluate(
         writer.details = {"version": shipped.version, "model": report["model"]}
     event(logger, "evaluate.done", seconds=time.perf_counter() - started, path=path)
     return storage.read_manifest(path, "report")
-
-
-def read_histories(dataset: str) -> Histories:
-    """Read all users' events of a dataset.
-
-    Raises:
-        DataError: the dataset has no users.
-    """
-    folder = storage.join(dataset, "histories")
-    names = [name for name in storage.list_files(folder) if name.endswith(".parquet")]
-    if not names:
-        raise DataError(f"{folder} has no users: every interaction was set aside or none was read")
-    parts = [read_parquet(storage.join(folder, name)) for name in names]
-    return Histories.from_table(pa.concat_tables(parts))
 
 
 # ---- the model ----------------------------------------------------------------------------------
@@ -209,11 +194,11 @@ def ask_model(
     gpus = int(cluster_gpus())
     actors = min(config.score.actors, gpus or max(1, int(cluster_cpus())))
     rows = (
-        ray.data.read_parquet(_absolute(storage.join(dataset, "histories")))
+        ray.data.read_parquet(storage.absolute(storage.join(dataset, "histories")))
         .map_batches(
             RankUsers,
             fn_constructor_args=(
-                _absolute(bundle),
+                storage.absolute(bundle),
                 config,
                 list(splits),
                 "cuda" if gpus else "cpu",
@@ -352,8 +337,3 @@ def _held_out(histories: Histories, split: str) -> NDArray[np.int64]:
     """Give the positions of the events of a split whose item is known."""
     chosen = (histories.split == SPLITS.index(split)) & (histories.item_index >= 2)
     return np.flatnonzero(chosen)
-
-
-def _absolute(path: str) -> str:
-    """Make a local path absolute: actors have another current directory."""
-    return os.path.abspath(path) if "://" not in path else path

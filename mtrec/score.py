@@ -20,8 +20,9 @@ import ray.data
 from mtrec import storage
 from mtrec.bundle import KIND, find_bundle
 from mtrec.config import Config, ScoreConfig, Task
+from mtrec.data.dataset import history_files
 from mtrec.data.histories import Histories
-from mtrec.errors import ArtifactError, DataError
+from mtrec.errors import ArtifactError
 from mtrec.rayrun import cluster_cpus, cluster_gpus
 from mtrec.recommender import RankedLists, Recommender
 from mtrec.runlog import event
@@ -63,14 +64,12 @@ def score(
         DataError: the dataset has no users.
     """
     started = time.monotonic()
-    place = _absolute(find_bundle(bundle))
+    place = storage.absolute(find_bundle(bundle))
     shipped = storage.read_manifest(place, KIND)
     storage.verify(place, shipped, hashes=True)
     known = storage.read_manifest(dataset, "dataset")
-    folder = _absolute(storage.join(dataset, "histories"))
-    parts = [name for name in storage.list_files(folder) if name.endswith(".parquet")]
-    if not parts:
-        raise DataError(f"{folder} has no users: every interaction was set aside or none was read")
+    parts = [os.path.basename(name) for name in history_files(dataset)]
+    folder = storage.absolute(storage.join(dataset, "histories"))
     if shipped.parents.get("dataset", known.id) != known.id:
         raise ArtifactError(
             f"the bundle at {place} was made from another dataset than {dataset}\n"
@@ -87,7 +86,7 @@ def score(
                     place,
                     config.score.model_dump(),
                     folder,
-                    _absolute(writer.path),
+                    storage.absolute(writer.path),
                     "cuda" if gpus else "cpu",
                 ),
                 batch_size=1,
@@ -217,8 +216,3 @@ def _num_seen(histories: Histories) -> Any:
 def _ids(values: Any, kind: pa.DataType) -> pa.Array:
     """Write ids in their source type."""
     return pa.array(np.asarray(values, object).tolist(), pa.string()).cast(kind)
-
-
-def _absolute(path: str) -> str:
-    """Make a path mean the same to the actors, whose working folder may be another one."""
-    return os.path.abspath(path) if "://" not in path else path

@@ -73,6 +73,11 @@ def is_local(path: str) -> bool:
     return "://" not in path or path.startswith("file://")
 
 
+def absolute(path: str) -> str:
+    """Make a path mean the same to other processes, whose current folder may be another one."""
+    return path if "://" in path else os.path.abspath(path)
+
+
 def join(base: str, *parts: str) -> str:
     """Join path parts with `/`, for local paths and URIs alike."""
     return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])

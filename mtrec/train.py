@@ -23,6 +23,7 @@ from mtrec import storage
 from mtrec.bundle import EncoderInfo, ItemArrays, save_bundle
 from mtrec.config import Config
 from mtrec.configfile import parse_config
+from mtrec.data.dataset import read_table
 from mtrec.data.features import FeatureTransform
 from mtrec.errors import ArtifactError, MtrecError
 from mtrec.model.fit import TrainState, start_state, train_epoch
@@ -32,7 +33,6 @@ from mtrec.model.validation import monitored, validate
 from mtrec.progress import follow
 from mtrec.rayrun import cluster_cpus, cluster_gpus
 from mtrec.runlog import configure_logging, event
-from mtrec.userstore import read_parquet
 
 logger = logging.getLogger("mtrec.train")
 _STATE = "state.pt"
@@ -71,11 +71,11 @@ def train(
             config,
             settings={
                 "config": config.model_dump(mode="json"),
-                "dataset": _absolute(dataset),
-                "embeddings": _absolute(embeddings),
+                "dataset": storage.absolute(dataset),
+                "embeddings": storage.absolute(embeddings),
                 "board": board,
             },
-            storage_path=_absolute(checkpoints),
+            storage_path=storage.absolute(checkpoints),
             run_name=f"train-{key[:16]}",
         )
         try:
@@ -237,7 +237,7 @@ def _export(
     with torch.no_grad():
         vectors = model.encode_items(data.items, data.trained)
     store = open_store(config, embeddings)
-    users = read_parquet(storage.join(dataset, "users.parquet"))
+    users = read_table(storage.join(dataset, "users.parquet"))
     history = state["history"]
     chosen: dict[str, Any] = next(
         (entry for entry in history if entry["epoch"] == state["epoch"]), {}
@@ -280,11 +280,6 @@ def _export(
         key=key,
         parents=parents,
     )
-
-
-def _absolute(path: str) -> str:
-    """Ray Train workers change their folder: relative paths would point elsewhere there."""
-    return os.path.abspath(path) if storage.is_local(path) else path
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -15,10 +15,9 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mtrec import storage
+from mtrec.data.dataset import read_table
 from mtrec.data.features import Features, FeatureTransform
 from mtrec.data.histories import CATEGORY, NUMBER, Histories
 from mtrec.errors import ArtifactError
@@ -247,18 +246,12 @@ class UserStore:
         return low if low < self._num_users and self._id(low) == wanted else -1
 
 
-def read_parquet(path: str) -> pa.Table:
-    """Read one Parquet file at a local path or a URI."""
-    system, inner = storage.filesystem(path)
-    return pq.read_table(inner, filesystem=system)
-
-
 def _parts(
     paths: Sequence[str], ids: pa.LargeStringArray
 ) -> Iterable[tuple[Histories, NDArray[np.int64]]]:
     """Yield each file's histories without unknown items, and their users' positions."""
     for path in paths:
-        part = Histories.from_table(read_parquet(path))
+        part = Histories.from_table(read_table(path))
         part = part.select(part.item_index >= 2)
         place = pc.index_in(pa.array(part.user_ids.tolist(), pa.large_string()), value_set=ids)
         if place.null_count:

@@ -14,8 +14,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from mtrec.config import Config
+from mtrec.data.dataset import read_histories
 from mtrec.data.histories import Histories
-from mtrec.evaluate import RankUsers, read_histories
+from mtrec.evaluate import RankUsers
 from mtrec.recommender import Recommender
 from mtrec.serve.routes import Limits, ModelHost, create_fastapi
 

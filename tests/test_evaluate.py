@@ -13,7 +13,7 @@ import pytest
 from mtrec import storage
 from mtrec.bundle import load_bundle
 from mtrec.data.histories import Histories
-from mtrec.errors import ArtifactError, DataError
+from mtrec.errors import ArtifactError
 
 if TYPE_CHECKING:
     from small_bundle import Small
@@ -185,10 +185,3 @@ def test_a_dataset_with_other_items_is_refused(small: "Small", tmp_path: Path) -
             key="k",
             parents={},
         )
-
-
-def test_a_dataset_without_users_is_refused(tmp_path: Path) -> None:
-    from mtrec.evaluate import read_histories
-
-    with pytest.raises(DataError, match="has no users"):
-        read_histories(str(tmp_path))

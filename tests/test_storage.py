@@ -253,3 +253,13 @@ def test_json_is_written_sorted_and_in_plain_utf8(tmp_path: Path) -> None:
 )
 def test_paths_and_uris_join_with_one_slash(parts: tuple[str, ...], joined: str) -> None:
     assert storage.join(*parts) == joined
+
+
+def test_an_absolute_path_means_the_same_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert storage.absolute("runs/demo") == str(tmp_path / "runs" / "demo")
+    assert storage.absolute("/runs/demo") == "/runs/demo"
+    assert storage.absolute("s3://bucket/x") == "s3://bucket/x"

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from mtrec import storage
 from mtrec.config import Config
+from mtrec.data.dataset import read_histories, read_table
 from mtrec.data.features import Features, FeatureSizes, FeatureTransform
 from mtrec.data.histories import SPLITS, Histories
-from mtrec.errors import DataError
 from mtrec.model.fit import TrainingData, UserInputs
 from mtrec.model.network import ModelSizes, TowerSizes
 from mtrec.model.towers import FeatureInputs
 from mtrec.text.store import EmbeddingStore, store_path
-from mtrec.userstore import read_parquet
 
 
 def load_training_data(
@@ -35,9 +34,9 @@ def load_training_data(
     transform = FeatureTransform.from_json(
         storage.read_json(storage.join(dataset, "transform.json"))
     )
-    items = read_parquet(storage.join(dataset, "items.parquet"))
-    users = read_parquet(storage.join(dataset, "users.parquet"))
-    histories = _load_histories(dataset)
+    items = read_table(storage.join(dataset, "items.parquet"))
+    users = read_table(storage.join(dataset, "users.parquet"))
+    histories = read_histories(dataset)
     train = histories.select(histories.split == SPLITS.index("train"))
     held_out = histories.select(histories.split == SPLITS.index("validation"))
     store = open_store(config, embeddings)
@@ -96,18 +95,6 @@ def open_store(config: Config, embeddings: str) -> EmbeddingStore | None:
     if encoder is None:
         return None
     return EmbeddingStore(store_path(config.text, embeddings), encoder["id"])
-
-
-def _load_histories(dataset: str) -> Histories:
-    folder = storage.join(dataset, "histories")
-    parts = [
-        read_parquet(storage.join(folder, name))
-        for name in storage.list_files(folder)
-        if name.endswith(".parquet")
-    ]
-    if not parts:
-        raise DataError("the dataset has no users: found no file in dataset/histories")
-    return Histories.from_table(pa.concat_tables(parts))
 
 
 def _user_order(users: pa.Table, histories: Histories) -> NDArray[np.int64]:

@@ -72,7 +72,7 @@ def embed(
         return _write_manifest(path, key, parents, details, files={}, content=[])
     on_gpu = _wants_gpu(text)
     spec = describe_encoder(text, device="cuda" if on_gpu and _cuda_works() else "cpu")
-    place = _absolute(store_path(text, path))
+    place = storage.absolute(store_path(text, path))
     store = EmbeddingStore.create(place, spec)
     texts = unique_texts(dataset)
     missing = store.missing(texts)
@@ -89,7 +89,7 @@ def embed(
     }
     for warning in details["warnings"]:
         logger.warning("%s", warning)
-    is_inside = place == _absolute(path)
+    is_inside = place == storage.absolute(path)
     files = {f"{spec.id}/{name}": entry for name, entry in store.files().items()}
     return _write_manifest(
         path,
@@ -138,11 +138,6 @@ def _text_columns(place: str, wanted: list[str]) -> Iterator[pa.ChunkedArray]:
         ) from error
     for name in present:
         yield table[name].cast(pa.string())
-
-
-def _absolute(path: str) -> str:
-    """Make a path mean the same to the actors, whose working folder may be another one."""
-    return os.path.abspath(path) if "://" not in path else path
 
 
 # ---- the pool -----------------------------------------------------------------------------------
@@ -217,7 +212,7 @@ def _embed_missing(
     actors = min(text.actors, len(batches))
     cpus = 1 if on_gpu else _cpus_per_actor(actors)
     if os.path.isdir(text.encoder):
-        text = text.model_copy(update={"encoder": _absolute(text.encoder)})
+        text = text.model_copy(update={"encoder": storage.absolute(text.encoder)})
     # A row is a planned batch: Ray Data would merge blocks of unequal length.
     rows = [pa.table({"texts": pa.array([batch], pa.list_(pa.string()))}) for batch in batches]
     data = ray.data.from_arrow(rows).map_batches(

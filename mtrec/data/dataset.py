@@ -1,0 +1,45 @@
+"""Reading a dataset artifact back: its tables, and all users' events as `Histories`.
+
+The one place that knows how `prepare` names its files. It never writes and checks no hashes; that
+is `storage.verify`, done before.
+"""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtrec import storage
+from mtrec.data.histories import Histories
+from mtrec.errors import DataError
+
+
+def read_table(path: str) -> pa.Table:
+    """Read one Parquet file at a local path or a URI."""
+    system, inner = storage.filesystem(path)
+    return pq.read_table(inner, filesystem=system)
+
+
+def history_files(dataset: str) -> list[str]:
+    """List the files that hold the users' events, in the order of the users.
+
+    Raises:
+        DataError: the dataset has no users.
+    """
+    folder = storage.join(dataset, "histories")
+    names = [name for name in storage.list_files(folder) if name.endswith(".parquet")]
+    if not names:
+        raise DataError(
+            f"{folder} has no users: every interaction was set aside or none was read\n"
+            "look at dataset/rejected and dataset/report.json for the reasons"
+        )
+    return [storage.join(folder, name) for name in names]
+
+
+def read_histories(dataset: str) -> Histories:
+    """Read all users' events of a dataset.
+
+    Raises:
+        DataError: the dataset has no users.
+    """
+    return Histories.from_table(
+        pa.concat_tables([read_table(path) for path in history_files(dataset)])
+    )
