@@ -190,23 +190,35 @@ def _slice(
 
 
 def slice_predictions(
-    predictions: Mapping[str, Floats], rows: Rows, *, history_length: NDArray[np.int64]
+    predictions: Mapping[str, Floats],
+    rows: Rows,
+    *,
+    history_length: NDArray[np.int64],
+    train_count: NDArray[np.int64],
 ) -> Tree:
-    """Measure predictions by how many events of the user (U,) they were made from."""
-    by_row = slice_of(history_length)[rows.user]
+    """Measure predictions by how much is known of the user and of the item.
+
+    Args:
+        predictions: method -> (R,).
+        rows: the R labelled rows.
+        history_length: (U,), events that the predictions were made from.
+        train_count: (R,), training events of each row's item.
+    """
     name = "auc" if rows.kind == "binary" else "rmse"
     function = row_metrics(rows.kind)[name]
-    slices: Tree = {}
-    for position, label in enumerate(slice_names()):
-        inside = by_row == position
-        if inside.any():
-            found = {
-                method: float(function(rows.truth[inside], prediction[inside], None))
-                for method, prediction in predictions.items()
-            }
-            figures = {m: {name: value} for m, value in found.items() if np.isfinite(value)}
-            slices[label] = {"rows": int(inside.sum()), "figures": figures}
-    return {"history_length": slices} if slices else {}
+    kinds = {"history_length": history_length[rows.user], "item_train_count": train_count}
+    slices: dict[str, Tree] = {kind: {} for kind in kinds}
+    for kind, counts in kinds.items():
+        for position, label in enumerate(slice_names()):
+            inside = slice_of(counts) == position
+            if inside.any():
+                found = {
+                    method: float(function(rows.truth[inside], prediction[inside], None))
+                    for method, prediction in predictions.items()
+                }
+                figures = {m: {name: value} for m, value in found.items() if np.isfinite(value)}
+                slices[kind][label] = {"rows": int(inside.sum()), "figures": figures}
+    return {kind: found for kind, found in slices.items() if found}
 
 
 # ---- what a picture needs -----------------------------------------------------------------------

@@ -184,10 +184,12 @@ def _slices(
     slices: Tree = {}
     for task in config.tasks:
         if isinstance(task, RegressionTask | BinaryTask):
+            chosen = baselines.labelled_rows(histories, task.name, "test")
             slices[task.name] = comparison.slice_predictions(
                 _predictions(answers, task.name),
                 _rows(histories, task, "test"),
                 history_length=length,
+                train_count=items.train_count[histories.item_index[chosen]],
             )
         else:
             slices[task.name] = comparison.slice_lists(

@@ -104,6 +104,29 @@ def test_slices_of_users_and_items_split_the_same_hits() -> None:
     }
 
 
+def test_predictions_are_sliced_by_the_user_and_by_the_item() -> None:
+    # User 0 has no history, user 1 has 7 events; items with 0, 3 and 50 training events.
+    rows = Rows(np.array([0, 1, 1]), np.array([1.0, 2.0, 3.0]), "regression")
+    slices = comparison.slice_predictions(
+        {MODEL: np.array([3.0, 2.0, 0.0])},
+        rows,
+        history_length=np.array([0, 7]),
+        train_count=np.array([0, 3, 50]),
+    )
+    assert slices["history_length"] == {
+        "0": {"rows": 1, "figures": {MODEL: {"rmse": 2.0}}},
+        # Errors 0 and 3.
+        "5-19": {"rows": 2, "figures": {MODEL: {"rmse": pytest.approx(4.5**0.5)}}},
+    }
+    assert {
+        name: e["figures"][MODEL]["rmse"] for name, e in slices["item_train_count"].items()
+    } == {
+        "0": 2.0,
+        "1-4": 0.0,
+        "20+": 3.0,
+    }
+
+
 def test_calibration_bins_say_what_was_predicted_and_what_came() -> None:
     rows = Rows(np.zeros(4, np.int64), np.array([0.0, 1.0, 1.0, 1.0]), "binary")
     bins = comparison.calibration(rows, np.array([0.01, 0.03, 0.98, 1.0]))
