@@ -7,6 +7,7 @@ reads and writes it.
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -31,6 +32,23 @@ class RunConfig(_Section):
 # ---- data ---------------------------------------------------------------------------------------
 
 
+class Outliers(_Section):
+    method: Literal["zscore", "iqr"]
+    """`zscore`: further from the mean than `threshold` standard deviations; `iqr`: further than
+    `threshold` interquartile ranges below the first or above the third quartile. Of interactions
+    the training rows decide, of items and users all rows."""
+    threshold: float | None = Field(None, gt=0.0)
+    """Default: 3 for zscore, 1.5 for iqr."""
+    action: Literal["clip", "reject", "keep"] = "clip"
+    """`clip`: the value becomes the bound, in requests too; `reject`: the row is set aside; `keep`:
+    outliers are only counted in `dataset/report.json`."""
+
+    @property
+    def limit(self) -> float:
+        """The threshold, or its default."""
+        return self.threshold or (3.0 if self.method == "zscore" else 1.5)
+
+
 class NumberColumn(_Section):
     kind: Literal["number"]
     source: str | None = None
@@ -44,8 +62,11 @@ class NumberColumn(_Section):
     or `keep` (it stays missing; for labels)."""
     constant: float = 0.0
     """The value for `missing: constant`."""
+    outliers: Outliers | None = None
+    """What is done with extreme values; by default nothing."""
     scale: Literal["standard", "minmax", "none"] = "standard"
-    """How the value enters the model; fitted on training rows."""
+    """How the value enters the model; fitted on training rows, after outliers and missing values.
+    """
     context: bool = False
     """Interactions only: known when the recommendation is asked for (time, place, device)."""
 
@@ -83,8 +104,24 @@ class TextColumn(_Section):
     """What an empty cell becomes: the empty text, or a set-aside row."""
 
 
+class TimeColumn(_Section):
+    kind: Literal["time"]
+    """Interactions only: a part of the event's time as a category that is known when the
+    recommendation is asked for; a request says it in `context`."""
+    part: Literal["hour", "weekday", "month"]
+    """`hour`: 0 to 23; `weekday`: monday to sunday; `month`: 1 to 12."""
+    utc_offset_h: float = Field(0.0, ge=-14.0, le=14.0)
+    """Hours that local clocks are ahead of UTC."""
+
+    @property
+    def context(self) -> bool:
+        """Time is always known beforehand."""
+        return True
+
+
 Column = Annotated[
-    NumberColumn | CategoryColumn | CategoriesColumn | TextColumn, Field(discriminator="kind")
+    NumberColumn | CategoryColumn | CategoriesColumn | TextColumn | TimeColumn,
+    Field(discriminator="kind"),
 ]
 
 
@@ -116,33 +153,55 @@ class InteractionsTable(_Table):
     @model_validator(mode="after")
     def _check(self) -> "InteractionsTable":
         for name, column in self.columns.items():
-            if column.kind not in ("number", "category"):
+            if column.kind not in ("number", "category", "time"):
                 raise ValueError(
                     f"columns.{name} has kind {column.kind}; an interaction's columns are "
-                    "number or category"
+                    "number, category or time"
                 )
+            if column.kind == "time" and self.timestamp is None:
+                raise ValueError(f"columns.{name} has kind time: name the column in timestamp")
         return self
+
+
+def _refuse_time(columns: dict[str, Column]) -> None:
+    for name, column in columns.items():
+        if column.kind == "time":
+            raise ValueError(f"columns.{name} has kind time, which only interactions have")
 
 
 class ItemsTable(_Table):
     item_id: str = "item_id"
     """Column with the item's id."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "ItemsTable":
+        _refuse_time(self.columns)
+        return self
+
 
 class UsersTable(_Table):
     user_id: str = "user_id"
     """Column with the user's id."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "UsersTable":
+        _refuse_time(self.columns)
+        return self
+
 
 class QualityConfig(_Section):
     duplicate_key: Literal["user_item_time", "user_item"] = "user_item_time"
     """Which interactions are the same event; the others of such a group are duplicates."""
-    keep: Literal["last", "first"] = "last"
-    """Which of a group of duplicates stays: by time, then by place in the source."""
+    keep: Literal["last", "first", "mean"] = "last"
+    """Which of a group of duplicates stays: by time, then by place in the source; `mean`: the last,
+    with the mean of each number column over the group."""
     unknown_items: Literal["reject", "keep"] = "reject"
     """What happens to an interaction whose item is not in the items table, if there is one."""
     unknown_users: Literal["reject", "keep"] = "reject"
     """What happens to an interaction whose user is not in the users table, if there is one."""
+    max_rejected_fraction: float = Field(0.5, ge=0.0, le=1.0)
+    """If more than this share of a table's rows is set aside, `prepare` stops and lists the
+    reasons; 1: never."""
 
 
 class LeaveLastOutSplit(_Section):
@@ -166,12 +225,81 @@ class RandomSplit(_Section):
         return self
 
 
+class GlobalTimeSplit(_Section):
+    method: Literal["global_time"]
+    """Two moments cut the log for all users: what comes before the first is train, between them
+    validation, from the second on test. Needs times."""
+    validation: Fraction = 0.1
+    """Share of events for validation; decides its moment."""
+    test: Fraction = 0.1
+    """Share of events for test; decides its moment."""
+    validation_from: float | str | None = None
+    """First moment of validation, instead of the shares: seconds since 1970 or ISO 8601."""
+    test_from: float | str | None = None
+    """First moment of test; with `validation_from`."""
+    gap_s: float = Field(0.0, ge=0.0)
+    """Events so many seconds before either moment are set aside, so that nothing known on the eve
+    is evaluated."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "GlobalTimeSplit":
+        moments = (self.validation_from, self.test_from)
+        if (None in moments) != (moments == (None, None)):
+            raise ValueError("give both validation_from and test_from, or neither")
+        fixed = self.fixed_cuts
+        if fixed is not None and not fixed[0] <= fixed[1]:
+            raise ValueError(
+                f"validation_from {moments[0]} must not be after test_from {moments[1]}"
+            )
+        if self.validation + self.test >= 1.0:
+            raise ValueError("validation + test must leave a share for training (below 1)")
+        return self
+
+    @property
+    def fixed_cuts(self) -> tuple[float, float] | None:
+        """The two moments in seconds since 1970, if they are given."""
+        if self.validation_from is None or self.test_from is None:
+            return None
+        return _seconds(self.validation_from), _seconds(self.test_from)
+
+
+class KFoldSplit(_Section):
+    method: Literal["k_fold"]
+    """Cross-validation: events are drawn into folds by a hash of the seed, user and item; each
+    fold is the test split of a run of its own, and the report gives means and deviations."""
+    folds: int = Field(5, ge=2, le=100)
+    """Number of folds."""
+    fold: int | None = Field(None, ge=0)
+    """Run this fold alone; by default all, below `folds/` in the workdir."""
+    validation: Fraction = 0.1
+    """Share of the other folds' events for validation."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "KFoldSplit":
+        if self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} is not one of 0 to {self.folds - 1}")
+        return self
+
+
 class ColumnSplit(_Section):
     method: Literal["column"]
     """The column `data.interactions.split` holds train, validation or test."""
 
 
-Split = Annotated[LeaveLastOutSplit | RandomSplit | ColumnSplit, Field(discriminator="method")]
+Split = Annotated[
+    LeaveLastOutSplit | GlobalTimeSplit | RandomSplit | KFoldSplit | ColumnSplit,
+    Field(discriminator="method"),
+]
+
+
+def _seconds(moment: float | str) -> float:
+    if not isinstance(moment, str):
+        return moment
+    try:
+        parsed = datetime.fromisoformat(moment)
+    except ValueError:
+        raise ValueError(f'"{moment}" is no time: give seconds since 1970 or ISO 8601') from None
+    return (parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)).timestamp()
 
 
 class DataConfig(_Section):
@@ -519,6 +647,8 @@ def _problems(config: Config) -> Iterator[str]:
                 yield f'text.{key} uses "{{{name}}}"; the table has {sorted(known)}'
     if config.data.split.method == "column" and config.data.interactions.split is None:
         yield "data.split.method is column: name the column in data.interactions.split"
+    if config.data.split.method == "global_time" and config.data.interactions.timestamp is None:
+        yield "data.split.method is global_time: name the column in data.interactions.timestamp"
     if config.train.batch_size % config.train.num_workers:
         yield (
             f"train.batch_size {config.train.batch_size} must be a multiple of "

@@ -88,10 +88,11 @@ class RequestInputs:
             given = [query.context_categories.get(name) for query in queries]
             codes = transform.event_category_index(name, given)
             categories[name] = np.where([value is None for value in given], np.int32(0), codes)
-        numbers = {
-            name: np.array([q.context_numbers.get(name, np.nan) for q in queries], np.float32)
-            for name in sizes.context_numbers
-        }
+        numbers = {}
+        for name in sizes.context_numbers:
+            told = np.array([q.context_numbers.get(name, np.nan) for q in queries], np.float64)
+            low, high = transform.events[name].bounds or (-np.inf, np.inf)
+            numbers[name] = np.clip(told, low, high).astype(np.float32)
         return PairContext(numbers, categories)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -139,11 +140,9 @@ class RequestInputs:
     def _history(self, query: Query, events: Sequence[Event]) -> Histories:
         transform = self._bundle.transform
 
-        def number(event: Event, column: str) -> float:
-            """Fill what is missing as `prepare` does."""
-            fill = transform.events[column].fill
-            value = event.numbers[column]
-            return float(fill) if np.isnan(value) and fill is not None else value
+        def treated(column: str) -> NDArray[np.float32]:
+            """Treat outliers and missing values as `prepare` does."""
+            return transform.treat_event_numbers(column, [e.numbers[column] for e in events])
 
         return Histories(
             user_ids=np.array([query.user_id or ""], object),
@@ -151,10 +150,7 @@ class RequestInputs:
             item_index=np.array([self._catalogue.position(e.item_id) for e in events], np.int32),
             timestamp=np.array([e.timestamp for e in events], np.float64),
             split=np.zeros(len(events), np.int8),
-            numbers={
-                name: np.array([number(e, name) for e in events], np.float32)
-                for name in transform.event_scaling
-            },
+            numbers={name: treated(name) for name in transform.event_scaling},
             categories={
                 name: transform.event_category_index(name, [e.categories[name] for e in events])
                 for name in transform.event_categories

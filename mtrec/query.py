@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from mtrec.config import Column, Config
+import numpy as np
+
+from mtrec.config import Column, Config, TimeColumn
+from mtrec.data.features import time_part
 from mtrec.errors import RequestError
 
 MAX_TEXT_CHARACTERS = 20_000
@@ -79,7 +82,7 @@ class QueryReader:
         self._tasks = [task.name for task in config.tasks]
         columns = config.data.interactions.columns
         self._numbers = {name: c for name, c in columns.items() if c.kind == "number"}
-        self._categories = {name: c for name, c in columns.items() if c.kind == "category"}
+        self._categories = {n: c for n, c in columns.items() if c.kind in ("category", "time")}
 
     def read(self, request: object, *, also: Sequence[str] = ()) -> Query:
         """Check one request.
@@ -144,12 +147,16 @@ class QueryReader:
             raise RequestError(f"{place}.item_id is missing", field=f"{place}.item_id")
         item_id = read_id(event["item_id"], f"{place}.item_id")
         numbers, categories = self._columns(event, place, only_context=False)
+        timestamp = _timestamp(event.get("timestamp"), f"{place}.timestamp")
+        for name, column in self._categories.items():
+            if isinstance(column, TimeColumn) and categories[name] is None:
+                categories[name] = time_part(np.array([timestamp]), column)[0].as_py()
         if "rating" not in self._numbers and event.get("rating") is not None:
             _number(event["rating"], f"{place}.rating", -_LARGEST, _LARGEST)
         return Event(
             item_id=item_id,
             given_id=event["item_id"],  # type: ignore[arg-type]  # checked by read_id
-            timestamp=_timestamp(event.get("timestamp"), f"{place}.timestamp"),
+            timestamp=timestamp,
             numbers=numbers,
             categories=categories,
         )

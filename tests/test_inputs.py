@@ -64,6 +64,16 @@ def test_context_that_is_not_told_is_absent(bundle: Bundle) -> None:
     assert context.categories["device"].tolist() == [3, 0, 1]
 
 
+def test_outliers_of_a_request_are_clipped_as_in_the_dataset(bundle: Bundle) -> None:
+    fitted = bundle.transform.events["hour"]
+    events = {**bundle.transform.events, "hour": replace(fitted, bounds=(1.0, 20.0))}
+    clipping = replace(bundle, transform=replace(bundle.transform, events=events))
+    query = Query(history=[event("item-01", hour=99)], context_numbers={"hour": -5.0})
+    known = inputs_of(clipping).gather([query])
+    assert known.histories.numbers["hour"].tolist() == [20.0]
+    assert inputs_of(clipping).context([query]).numbers["hour"].tolist() == [1.0]
+
+
 def test_text_needs_a_model_with_text(bundle: Bundle) -> None:
     bundle = replace(bundle, encoder=None)
     with pytest.raises(RequestError, match="trained without text") as caught:

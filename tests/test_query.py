@@ -3,6 +3,7 @@ import math
 import pytest
 from small_bundle import small_config
 
+from mtrec.config import TimeColumn
 from mtrec.errors import RequestError
 from mtrec.query import Limits, Query, QueryReader, read_id, read_ids, read_text
 
@@ -63,6 +64,29 @@ def test_context_takes_the_context_columns_only(reader: QueryReader) -> None:
     assert query.context_categories == {"device": None}
     with pytest.raises(RequestError, match=r"context\.rating is not known"):
         reader.read({"context": {"rating": 3}})
+
+
+def test_time_columns_of_an_event_follow_its_time_unless_told() -> None:
+    config = small_config()
+    interactions = config.data.interactions
+    columns = {**interactions.columns, "day": TimeColumn(kind="time", part="weekday")}
+    data = config.data.model_copy(
+        update={"interactions": interactions.model_copy(update={"columns": columns})}
+    )
+    reader = QueryReader(config.model_copy(update={"data": data}), Limits(max_k=50, max_history=20))
+    query = reader.read(
+        {
+            "history": [
+                {"item_id": "a", "timestamp": "2026-11-24T17:30:00Z"},
+                {"item_id": "b", "day": "sunday"},
+                {"item_id": "c"},
+            ],
+            "context": {"day": "friday"},
+        }
+    )
+    assert query.history is not None
+    assert [event.categories["day"] for event in query.history] == ["tuesday", "sunday", None]
+    assert query.context_categories["day"] == "friday"
 
 
 def test_unknown_key_names_the_nearest(reader: QueryReader) -> None:

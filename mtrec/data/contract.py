@@ -23,6 +23,7 @@ from mtrec.config import (
     ItemsTable,
     NumberColumn,
     TextColumn,
+    TimeColumn,
     UsersTable,
 )
 from mtrec.data.histories import SPLITS
@@ -74,7 +75,11 @@ def source_columns(config: Table) -> dict[str, str]:
             names["timestamp"] = config.timestamp
         if config.split is not None:
             names["split"] = config.split
-    return names | {name: column.source or name for name, column in config.columns.items()}
+    return names | {
+        name: column.source or name
+        for name, column in config.columns.items()
+        if not isinstance(column, TimeColumn)
+    }
 
 
 def id_columns(config: Table) -> list[str]:
@@ -161,6 +166,8 @@ def _cast(values: pa.Array, column: Column) -> tuple[pa.Array, Problems]:
             cast, problems = _cast_text(values)
         case CategoriesColumn():
             return _cast_categories(values, column.separator)
+        case TimeColumn():
+            raise AssertionError("a time column is made of the timestamp, not read")
     if column.missing == "reject":
         missing = _true(pc.is_null(cast)) & ~_any(problems, len(cast))
         problems.append((missing, "is missing"))

@@ -23,9 +23,17 @@ from mtrec.config import (
     Config,
     NumberColumn,
     TextColumn,
+    TimeColumn,
     parse_label,
 )
-from mtrec.data.clean import Summary, fill_missing, filled_moments, fit_fill
+from mtrec.data.clean import (
+    Bounds,
+    Summary,
+    clip_outliers,
+    fill_missing,
+    filled_moments,
+    fit_fill,
+)
 
 _OPERATORS = {
     ">=": np.greater_equal,
@@ -113,6 +121,7 @@ class ColumnTransform:
         scale: see `offset`; never 0.
         vocabulary: of a category or categories column.
         context: of interactions: known when the recommendation is asked for.
+        bounds: of a number column whose outliers are clipped.
     """
 
     kind: str
@@ -121,10 +130,17 @@ class ColumnTransform:
     scale: float = 1.0
     vocabulary: Vocabulary | None = None
     context: bool = False
+    bounds: Bounds | None = None
 
     @classmethod
-    def fit(cls, column: Column, summary: Summary) -> Self:
-        """Fit one column on the summary of its training rows."""
+    def fit(cls, column: Column, summary: Summary, bounds: Bounds | None = None) -> Self:
+        """Fit one column on the summary of its training rows, outliers already treated.
+
+        Args:
+            column: as configured.
+            summary: of the training rows.
+            bounds: to clip later values to.
+        """
         fill = fit_fill(summary, column)
         match column:
             case NumberColumn():
@@ -135,7 +151,9 @@ class ColumnTransform:
                 elif moments.count and column.scale == "minmax":
                     offset, scale = moments.smallest, moments.largest - moments.smallest
                 # A column that is constant in training carries nothing: it becomes 0, not NaN.
-                return cls("number", fill, offset, scale or 1.0, context=column.context)
+                return cls(
+                    "number", fill, offset, scale or 1.0, context=column.context, bounds=bounds
+                )
             case CategoryColumn():
                 counts = _texts(summary)
                 if isinstance(fill, str) and summary.missing:
@@ -146,14 +164,24 @@ class ColumnTransform:
             case CategoriesColumn():
                 vocabulary = Vocabulary.fit(_texts(summary), min_count=column.min_count)
                 return cls("categories", vocabulary=vocabulary)
+            case TimeColumn():
+                vocabulary = Vocabulary.fit(_texts(summary))
+                return cls("category", None, vocabulary=vocabulary, context=True)
             case TextColumn():
                 return cls("text", fill)
+
+    def treat(self, values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+        """Clip outliers of values (N,) and fill empty cells."""
+        if self.bounds is not None:
+            values = clip_outliers(values, self.bounds)
+        return fill_missing(values, self.fill)
 
     def to_json(self) -> dict[str, Any]:
         """Give the fitted values as JSON types."""
         tree: dict[str, Any] = {"kind": self.kind, "fill": self.fill, "context": self.context}
         if self.kind == "number":
             tree |= {"offset": self.offset, "scale": self.scale}
+            tree["bounds"] = list(self.bounds) if self.bounds is not None else None
         if self.vocabulary is not None:
             tree |= {
                 "values": list(self.vocabulary.values),
@@ -174,6 +202,7 @@ class ColumnTransform:
             tree.get("scale", 1.0),
             vocabulary,
             tree["context"],
+            (bounds[0], bounds[1]) if (bounds := tree.get("bounds")) else None,
         )
 
 
@@ -252,16 +281,21 @@ class FeatureTransform:
         )
 
     def fill_items(self, items: pa.Table) -> pa.Table:
-        """Treat the missing values of an items table; other columns stay as they are."""
+        """Treat outliers and missing values of an items table; other columns stay as they are."""
         return _fill(items, self.items)
 
     def fill_users(self, users: pa.Table) -> pa.Table:
-        """Treat the missing values of a users table; other columns stay as they are."""
+        """Treat outliers and missing values of a users table; other columns stay as they are."""
         return _fill(users, self.users)
 
     def fill_events(self, events: pa.Table) -> pa.Table:
-        """Treat the missing values of interactions; other columns stay as they are."""
+        """Treat outliers and missing values of interactions; other columns stay as they are."""
         return _fill(events, self.events)
+
+    def treat_event_numbers(self, column: str, values: Sequence[float]) -> NDArray[np.float32]:
+        """Treat the numbers (N,) of a request's events as `fill_events` does; NaN is missing."""
+        numbers = self.events[column].treat(pa.array(values, pa.float64(), from_pandas=True))
+        return pc.fill_null(numbers, np.nan).to_numpy().astype(np.float32)  # type: ignore[no-any-return]  # Arrow's
 
     def to_json(self) -> dict[str, Any]:
         """Give everything as JSON types; `from_json` reads it back to an equal transform."""
@@ -298,9 +332,17 @@ def summarise(table: pa.Table, columns: Mapping[str, Column]) -> dict[str, Summa
     return {name: Summary.of(table.column(name), column) for name, column in columns.items()}
 
 
-def fit_columns(columns: Mapping[str, Column], summaries: Mapping[str, Summary]) -> Columns:
-    """Fit the configured columns on their summaries."""
-    return {name: ColumnTransform.fit(c, summaries[name]) for name, c in columns.items()}
+def fit_columns(
+    columns: Mapping[str, Column],
+    summaries: Mapping[str, Summary],
+    bounds: Mapping[str, Bounds] | None = None,
+) -> Columns:
+    """Fit the configured columns on their summaries; clip those that have bounds."""
+    bounds = bounds or {}
+    return {
+        name: ColumnTransform.fit(c, summaries[name], bounds.get(name))
+        for name, c in columns.items()
+    }
 
 
 def fit_transform(
@@ -311,6 +353,7 @@ def fit_transform(
     events: Mapping[str, Summary],
     id_types: Mapping[str, str],
     train_time_range: tuple[float, float] | None,
+    bounds: Mapping[str, Mapping[str, Bounds]] | None = None,
 ) -> FeatureTransform:
     """Fit the transform on summaries of training rows.
 
@@ -321,12 +364,13 @@ def fit_transform(
         events: of training events.
         id_types: how answers write ids.
         train_time_range: first and last time of training events.
+        bounds: table -> column -> what outliers are clipped to.
     """
-    data = config.data
+    data, bounds = config.data, bounds or {}
     return FeatureTransform(
-        fit_columns(data.items.columns if data.items else {}, items),
-        fit_columns(data.users.columns if data.users else {}, users),
-        fit_columns(data.interactions.columns, events),
+        fit_columns(data.items.columns if data.items else {}, items, bounds.get("items")),
+        fit_columns(data.users.columns if data.users else {}, users, bounds.get("users")),
+        fit_columns(data.interactions.columns, events, bounds.get("interactions")),
         dict(id_types),
         train_time_range,
     )
@@ -348,6 +392,26 @@ def label_values(label: str, columns: Mapping[str, NDArray[np.float64]]) -> NDAr
         return values.astype(np.float32)
     holds = _OPERATORS[expression.operator](values, expression.value)
     return np.where(np.isnan(values), np.nan, holds).astype(np.float32)
+
+
+_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+
+def time_part(seconds: NDArray[np.float64], column: TimeColumn) -> pa.Array:
+    """Give the part of the local time of events (N,) as text; null where the time is NaN."""
+    known = np.isfinite(seconds)
+    local = np.floor(np.where(known, seconds, 0.0) + 3600.0 * column.utc_offset_h).astype(np.int64)
+    names: NDArray[Any]
+    match column.part:
+        case "hour":
+            names = (local // 3600 % 24).astype(str)
+        case "weekday":
+            # 1 January 1970 was a Thursday.
+            names = np.array(_WEEKDAYS)[(local // 86400 + 3) % 7]
+        case "month":
+            months = local.astype("datetime64[s]").astype("datetime64[M]").astype(np.int64)
+            names = (months % 12 + 1).astype(str)
+    return pa.array(names.astype(object), pa.string(), mask=~known)
 
 
 def _texts(summary: Summary) -> Counter[str]:
@@ -381,7 +445,7 @@ def _features(table: pa.Table, columns: Columns) -> Features:
     for name, fitted in columns.items():
         values = _column(table, name, fitted.kind)
         if fitted.kind == "number":
-            filled = fill_missing(values, fitted.fill)
+            filled = fitted.treat(values)
             raw = pc.fill_null(filled, float("nan")).to_numpy().astype(np.float64)
             scaled = (raw - fitted.offset) / fitted.scale
             limit = float(np.finfo(np.float32).max)
@@ -405,7 +469,7 @@ def _pad(values: pa.ChunkedArray | pa.Array, vocabulary: Vocabulary) -> NDArray[
 
 def _fill(table: pa.Table, columns: Columns) -> pa.Table:
     for name, fitted in columns.items():
-        if fitted.fill is not None and name in table.column_names:
+        if name in table.column_names:
             position = table.column_names.index(name)
-            table = table.set_column(position, name, fill_missing(table.column(name), fitted.fill))
+            table = table.set_column(position, name, fitted.treat(table.column(name)))
     return table

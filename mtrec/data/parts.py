@@ -1,12 +1,15 @@
 """One part of the events, a range of users: duplicates, order, split, labels, behaviour text.
 
-`prepare` cuts the users into parts that depend on the data alone and runs these two pure functions
-on each: `order_part` needs nothing but the part, `finish_part` needs what was fitted on the
-training events of all parts. Leaks are asserted here, in production, before anything is written.
+`prepare` cuts the users into parts that depend on the data alone and runs these pure functions on
+each: `order_part` needs nothing but the part, `limit_part` (outliers) and `finish_part` need what
+was fitted on the training events of all parts. Leaks are asserted here, in production, before
+anything is written.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,19 +21,40 @@ from mtrec.config import (
     BehaviourText,
     ColumnSplit,
     Config,
+    GlobalTimeSplit,
+    KFoldSplit,
     LeaveLastOutSplit,
+    NumberColumn,
     RandomSplit,
     RegressionTask,
+    TimeColumn,
 )
 from mtrec.data import splits
-from mtrec.data.clean import Summary, encode, find_duplicates
-from mtrec.data.contract import INTEGER, PLACE
-from mtrec.data.features import FIRST_KNOWN, UNKNOWN, FeatureTransform, label_values, summarise
+from mtrec.data.clean import (
+    Bounds,
+    Summary,
+    clip_outliers,
+    encode,
+    find_outliers,
+    merge_duplicates,
+)
+from mtrec.data.contract import INTEGER, PLACE, REASON, ROW
+from mtrec.data.features import (
+    FIRST_KNOWN,
+    UNKNOWN,
+    FeatureTransform,
+    label_values,
+    summarise,
+    time_part,
+)
 from mtrec.data.histories import SPLITS, Histories
 from mtrec.errors import DataError
 
 MIN_EVENTS_TO_TELL = 4
 """Users with fewer training events get no behaviour text: nothing would be left to predict."""
+
+REJECTS = pa.schema([(PLACE, pa.int64()), (ROW, pa.string()), (REASON, pa.string())])
+"""What is told of an event that was read well but set aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +71,8 @@ class PartTally:
         train_time_range: first and last time of training events; None if there is no such time.
         integer_ids: id column -> whether all ids were integers in the source.
         misfits: task -> labels that do not fit it, and one of them; tasks without such left out.
+        rejected: reason -> events that were set aside here.
+        outliers: number column -> events with an outlier, whatever was done with them.
     """
 
     kept: int
@@ -58,18 +84,37 @@ class PartTally:
     train_time_range: tuple[float, float] | None
     integer_ids: dict[str, bool]
     misfits: dict[str, tuple[int, float]]
+    rejected: Counter[str]
+    outliers: dict[str, int] = field(default_factory=dict)
 
 
-def order_part(events: pa.Table, config: Config) -> tuple[pa.Table, PartTally]:
+@dataclass(frozen=True, slots=True)
+class OrderedPart:
+    """A part's events after a step.
+
+    Attributes:
+        events: kept events, sorted by user, oldest first, with `split` (int8) and `_place`.
+        tally: what is counted in them.
+        rejected: events set aside in this step: `_place`, `_row` (JSON), `_reason`.
+    """
+
+    events: pa.Table
+    tally: PartTally
+    rejected: pa.Table
+
+
+def order_part(
+    events: pa.Table, config: Config, cuts: tuple[float, float] | None = None
+) -> OrderedPart:
     """Drop a part's duplicates, put its events in order and give each its split.
+
+    Ties in time are ordered by a hash of seed, user and item; without times the order is that of
+    the source.
 
     Args:
         events: checked interactions of whole users, in any order, with `_place`.
         config: `data.quality`, `data.split`, `run.seed`.
-
-    Returns:
-        The kept events sorted by user, oldest first (ties in time by a hash of seed, user and item;
-        without times in the order of the source), with `split` (int8); and the tally.
+        cuts: the two moments of a split by global time.
     """
     data, seed = config.data, config.run.seed
     place = _numpy(events, PLACE)
@@ -78,43 +123,116 @@ def order_part(events: pa.Table, config: Config) -> tuple[pa.Table, PartTally]:
     user, item = encode(events.column("user_id"))[0], encode(events.column("item_id"))[0]
     with_time = has_time and data.quality.duplicate_key == "user_item_time"
     keys = [user, item, time] if with_time else [user, item]
-    duplicate = find_duplicates(keys, [time, place], data.quality.keep)
     hashes = [splits.hash_strings(events.column(name)) for name in ("user_id", "item_id")]
     tie = splits.mix(seed, *hashes)
-    draw = splits.mix(seed + 1, *hashes, time)
-    table = events.append_column("_time", pa.array(time)).append_column("_draw", pa.array(draw))
+    draw, again = (splits.mix(seed + n, *hashes, time) for n in (1, 2))
+    table = events.append_column("_time", pa.array(time))
+    table = table.append_column("_draw", pa.array(draw)).append_column("_again", pa.array(again))
     table = table.append_column("_tie", pa.array(tie if has_time else np.zeros_like(tie)))
-    table = table.filter(pa.array(~duplicate))
+    columns = data.interactions.columns
+    table, duplicate = merge_duplicates(table, keys, [time, place], data.quality.keep, columns)
     by = [(name, "ascending") for name in ("user_id", "_time", "_tie", PLACE)]
     table = table.take(pc.sort_indices(table, sort_keys=by)).combine_chunks()
-    offsets = user_offsets(table)
+    offsets, time = user_offsets(table), _numpy(table, "_time")
+    in_gap = np.zeros(len(time), bool)
     match data.split:
         case LeaveLastOutSplit():
             split = splits.leave_last_out(offsets)
-            splits.assert_held_out_last(offsets, _numpy(table, "_time"), split)
+            splits.assert_held_out_last(offsets, time, split)
+        case GlobalTimeSplit():
+            assert cuts is not None, "the moments of a split by time are known before"
+            split, in_gap = splits.global_time(time, cuts, gap=data.split.gap_s)
+            splits.assert_cut_in_time(time[~in_gap], split[~in_gap], cuts, data.split.gap_s)
         case RandomSplit():
             shares = {"validation": data.split.validation, "test": data.split.test}
             split = splits.random_split(_numpy(table, "_draw"), **shares)
+        case KFoldSplit(folds=folds, fold=fold, validation=share):
+            assert fold is not None, "a run over all folds prepares each of them"
+            hashes = [_numpy(table, name) for name in ("_draw", "_again")]
+            split = splits.k_fold(*hashes, folds=folds, fold=fold, validation=share)
         case ColumnSplit():
             split = splits.split_by_name(table.column("split"))
     identity = [
         encode(table.column("user_id"))[0],
         encode(table.column("item_id"))[0],
-        _numpy(table, "_time"),
+        time,
     ]
     splits.assert_each_event_once(identity, split)
     splits.assert_counts_add_up(
         events.num_rows, table.num_rows, 0, int(duplicate.sum()), "a part of interactions"
     )
-    columns = ["user_id", "item_id", *(["timestamp"] if has_time else [])]
-    ordered = table.select([*columns, *data.interactions.columns])
-    ordered = ordered.append_column("split", pa.array(split))
     integers = {
         name: INTEGER + name in table.column_names
         and bool(pc.all(table.column(INTEGER + name)).as_py())
         for name in ("user_id", "item_id")
     }
-    return ordered, _tally(ordered, offsets, split, int(duplicate.sum()), integers, config)
+    for name, column in columns.items():
+        if isinstance(column, TimeColumn):
+            table = table.append_column(name, time_part(time, column))
+    names = ["user_id", "item_id", *(["timestamp"] if has_time else []), *columns, PLACE]
+    ordered = table.select(names).append_column("split", pa.array(split))
+    rejected = set_aside(ordered, {"timestamp is in the gap before validation or test": in_gap})
+    ordered = ordered.filter(pa.array(~in_gap)) if in_gap.any() else ordered
+    tally = _tally(ordered, config, duplicates=int(duplicate.sum()), integer_ids=integers)
+    tally.rejected.update(rejected.column(REASON).to_pylist())
+    return OrderedPart(ordered, tally, rejected)
+
+
+def limit_part(
+    events: pa.Table, tally: PartTally, config: Config, bounds: Mapping[str, Bounds]
+) -> OrderedPart:
+    """Treat the outliers of a part: clip them, set their events aside, or only count them.
+
+    Args:
+        events: what `order_part` gave.
+        tally: likewise.
+        config: the columns.
+        bounds: number column -> the bounds of all training events.
+    """
+    outliers: dict[str, int] = {}
+    aside: dict[str, NDArray[np.bool_]] = {}
+    for name, limits in bounds.items():
+        column = config.data.interactions.columns[name]
+        assert isinstance(column, NumberColumn) and column.outliers is not None, name
+        found = find_outliers(events.column(name), limits)
+        outliers[name] = int(found.sum())
+        if column.outliers.action == "reject":
+            aside[f"{name} is an outlier"] = found
+        elif column.outliers.action == "clip":
+            clipped = clip_outliers(events.column(name), limits)
+            events = events.set_column(events.column_names.index(name), name, clipped)
+    rejected = set_aside(events, aside)
+    if rejected.num_rows:
+        gone = np.isin(_numpy(events, PLACE), _numpy(rejected, PLACE))
+        events = events.filter(pa.array(~gone))
+    counted = _tally(events, config, duplicates=tally.duplicates, integer_ids=tally.integer_ids)
+    counted.rejected.update(tally.rejected)
+    counted.rejected.update(rejected.column(REASON).to_pylist())
+    counted.outliers.update(outliers)
+    return OrderedPart(events, counted, rejected)
+
+
+def set_aside(rows: pa.Table, reasons: Mapping[str, NDArray[np.bool_]]) -> pa.Table:
+    """Give the rows (N,) that are marked, each once with its first reason, as a `REJECTS` table.
+
+    Args:
+        rows: with `_place`; every other column but `split` is told as JSON.
+        reasons: reason -> (N,) bool.
+    """
+    tables = []
+    left = np.ones(rows.num_rows, bool)
+    told = [name for name in rows.column_names if name not in (PLACE, "split")]
+    for reason, marked in reasons.items():
+        aside = rows.filter(pa.array(marked & left))
+        left &= ~marked
+        texts = [
+            json.dumps(row, ensure_ascii=False, default=str)
+            for row in aside.select(told).to_pylist()
+        ]
+        columns = [aside.column(PLACE), pa.array(texts, pa.string())]
+        columns.append(pa.array([reason] * len(texts), pa.string()))
+        tables.append(pa.Table.from_arrays(columns, schema=REJECTS))
+    return pa.concat_tables(tables).sort_by(PLACE) if tables else REJECTS.empty_table()
 
 
 def user_offsets(events: pa.Table) -> NDArray[np.int64]:
@@ -180,7 +298,7 @@ def finish_part(
     )
     texts, cuts = _tell_behaviour(config, histories, position, raw, known, items)
     named = pa.array(SPLITS).take(pa.array(split))
-    interactions = filled.drop_columns("split")
+    interactions = filled.drop_columns(["split", PLACE])
     if not has_time:
         interactions = interactions.add_column(2, "timestamp", pa.nulls(len(split), pa.float64()))
     users = {"user_id": user_ids, "behaviour_text": texts, "behaviour_cut": pa.array(cuts)}
@@ -190,13 +308,10 @@ def finish_part(
 
 
 def _tally(
-    events: pa.Table,
-    offsets: NDArray[np.int64],
-    split: NDArray[np.int8],
-    duplicates: int,
-    integer_ids: dict[str, bool],
-    config: Config,
+    events: pa.Table, config: Config, *, duplicates: int, integer_ids: dict[str, bool]
 ) -> PartTally:
+    offsets = user_offsets(events)
+    split = _numpy(events, "split")
     train = split == splits.TRAIN
     training = events.filter(pa.array(train))
     counted = pc.value_counts(training.column("item_id"))
@@ -220,6 +335,7 @@ def _tally(
         train_time_range=(float(times.min()), float(times.max())) if len(times) else None,
         integer_ids=integer_ids,
         misfits=_misfits(config, _raw_numbers(events, config)),
+        rejected=Counter(),
     )
 
 

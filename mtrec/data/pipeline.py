@@ -13,7 +13,7 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,34 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
+from numpy.typing import NDArray
 
 from mtrec import storage
-from mtrec.config import Config, ItemsTable, UsersTable
+from mtrec.config import Config, GlobalTimeSplit, ItemsTable, NumberColumn, UsersTable
 from mtrec.data import contract, readers, splits
-from mtrec.data.clean import encode, find_duplicates, merge_summaries
+from mtrec.data.clean import (
+    Bounds,
+    Summary,
+    ValueCounts,
+    clip_outliers,
+    encode,
+    find_outliers,
+    merge_duplicates,
+    merge_summaries,
+    outlier_bounds,
+)
 from mtrec.data.contract import PLACE, REASON, REJECTED, ROW, SOURCE, Table
 from mtrec.data.features import FIRST_KNOWN, FeatureTransform, fit_transform, summarise
 from mtrec.data.histories import SPLITS
-from mtrec.data.parts import PartTally, check_labels, finish_part, order_part
+from mtrec.data.parts import (
+    OrderedPart,
+    PartTally,
+    check_labels,
+    finish_part,
+    limit_part,
+    order_part,
+    set_aside,
+)
 from mtrec.data.readers import Piece
 from mtrec.data.sources import resolve_root
 from mtrec.errors import DataError
@@ -49,6 +68,7 @@ HASHED_INPUT_BYTES = 256 << 20
 """Inputs up to this size are told apart by content, larger ones by size and time of change."""
 
 _PART = "_part"
+_REASONS_SHOWN, _EXAMPLE_LENGTH = 10, 120
 _STOP = "\0"
 """Starts a reason that is an error of the whole file; no row's own reason does."""
 
@@ -120,6 +140,7 @@ class _Preparation:
         self.folder = folder
         self.plans = plans
         self.report: dict[str, Any] = {"tables": {}}
+        self.bounds: dict[str, dict[str, Bounds]] = {}
         self.rejects = _RejectWriter(storage.join(folder, "rejected"))
 
     def run(self) -> None:
@@ -128,7 +149,18 @@ class _Preparation:
         items = self._lookup_table("items", config.data.items) if config.data.items else None
         users = self._lookup_table("users", config.data.users) if config.data.users else None
         parts = self._order_events(items, users)
-        tallies = _tallies(parts)
+        tallies = self._tallies(parts)
+        bounds = self._event_bounds(tallies)
+        if bounds:
+            parts = parts.map_batches(
+                partial(_limit_group, config=config, bounds=bounds),
+                batch_size=1,
+                batch_format="pyarrow",
+            ).materialize()
+            tallies = self._tallies(parts)
+            for name, limits in bounds.items():
+                found = sum(tally.outliers[name] for tally in tallies)
+                self._count_outliers("interactions", name, limits, found)
         self._account(tallies)
         trained_items = pa.concat_tables([t.items for t in tallies]).group_by("item_id")
         trained_items = trained_items.aggregate([("train_count", "sum")])
@@ -160,15 +192,80 @@ class _Preparation:
         reasons = Counter(rejected.column(REASON).to_pylist())
         _check_read(reasons)
         self.rejects.write(rejected, name)
+        self._check_fraction(name, marked.num_rows, reasons, rejected)
         id_name = contract.id_columns(table)[0]
-        duplicate = find_duplicates(
+        kept, duplicate = merge_duplicates(
+            valid,
             [encode(valid.column(id_name))[0]],
             [valid.column(PLACE).to_numpy()],
             self.config.data.quality.keep,
+            table.columns,
         )
-        kept = valid.filter(pa.array(~duplicate)).sort_by(id_name).combine_chunks()
+        kept, aside = self._limit_table(name, kept.combine_chunks(), table)
+        reasons.update(aside.column(REASON).to_pylist())
+        self._write_set_aside(aside, name)
+        kept = kept.sort_by(id_name).combine_chunks()
         self._count(name, marked.num_rows, kept.num_rows, int(duplicate.sum()), reasons)
         return kept.select([id_name, *table.columns])
+
+    def _limit_table(
+        self, name: str, rows: pa.Table, table: ItemsTable | UsersTable
+    ) -> tuple[pa.Table, pa.Table]:
+        """Treat the outliers of an items or users table, whose rows all decide the bounds."""
+        aside: dict[str, NDArray[np.bool_]] = {}
+        for column_name, column in table.columns.items():
+            if isinstance(column, NumberColumn) and column.outliers is not None:
+                values = rows.column(column_name)
+                limits = outlier_bounds(Summary.of(values, column), column.outliers)
+                found = find_outliers(values, limits)
+                self._count_outliers(name, column_name, limits, int(found.sum()))
+                if column.outliers.action == "reject":
+                    aside[f"{column_name} is an outlier"] = found
+                elif column.outliers.action == "clip":
+                    rows = _with_column(rows, column_name, clip_outliers(values, limits))
+        gone = np.logical_or.reduce([np.zeros(rows.num_rows, bool), *aside.values()])
+        told = rows.select([*contract.source_columns(table), PLACE])
+        return rows.filter(pa.array(~gone)), set_aside(told, aside)
+
+    def _count_outliers(self, table: str, column: str, limits: Bounds, found: int) -> None:
+        outliers = getattr(self.config.data, table).columns[column].outliers
+        if outliers.action == "clip" and np.isfinite(limits).all():
+            self.bounds.setdefault(table, {})[column] = limits
+        told = self.report.setdefault("outliers", {}).setdefault(table, {})
+        told[column] = {
+            "method": outliers.method,
+            "action": outliers.action,
+            "low": limits[0] if np.isfinite(limits[0]) else None,
+            "high": limits[1] if np.isfinite(limits[1]) else None,
+            "found": found,
+        }
+
+    def _event_bounds(self, tallies: list[PartTally]) -> dict[str, Bounds]:
+        """Give the bounds of the interactions' columns whose outliers are looked for."""
+        return {
+            name: outlier_bounds(
+                merge_summaries([tally.summaries[name] for tally in tallies]), column.outliers
+            )
+            for name, column in self.config.data.interactions.columns.items()
+            if isinstance(column, NumberColumn) and column.outliers is not None
+        }
+
+    def _tallies(self, parts: "ray.data.Dataset") -> list[PartTally]:
+        """Give the tallies in the order of the parts; write the events that were set aside."""
+        told = _collect(parts.select_columns([_PART, "tally", "rejected"]))
+        assert told is not None, "there is at least one part"
+        told = told.sort_by(_PART)
+        for cell in told.column("rejected").to_pylist():
+            with pa.ipc.open_stream(cell) as stream:
+                self._write_set_aside(stream.read_all(), "interactions")
+        return [pickle.loads(cell) for cell in told.column("tally").to_pylist()]
+
+    def _write_set_aside(self, aside: pa.Table, table: str) -> None:
+        """Write rows that were read well but set aside; their place tells the file."""
+        names = {piece.file: piece.name for piece in self.plans[table]}
+        files = aside.column(PLACE).to_numpy() // readers.PLACES_PER_FILE
+        sources = pa.array([names[file] for file in files.tolist()], pa.string())
+        self.rejects.write(aside.append_column(SOURCE, sources), table)
 
     def _order_events(self, items: pa.Table | None, users: pa.Table | None) -> "ray.data.Dataset":
         """Read the interactions and order them part by part; one row of the result is one part."""
@@ -188,6 +285,7 @@ class _Preparation:
         kept = counts.pop("", 0)
         _check_read(counts)
         self._reasons, self._read = counts, kept + counts.total()
+        rejected = marked.map_batches(_only_rejected, batch_size=None, batch_format="pyarrow")
         if not kept:
             common = "; ".join(f"{n} x {reason}" for reason, n in counts.most_common(3))
             raise DataError(
@@ -195,8 +293,8 @@ class _Preparation:
                 + (f"; reasons: {common}" if common else "")
                 + "\ncheck the column names, types and id columns in data.*"
             )
+        self._check_fraction("interactions", self._read, counts, rejected)
         if counts:
-            rejected = marked.map_batches(_only_rejected, batch_size=None, batch_format="pyarrow")
             for batch in _batches(rejected):
                 self.rejects.write(batch, "interactions")
         num_parts = math.ceil(kept / EVENTS_PER_PART)
@@ -206,12 +304,35 @@ class _Preparation:
         )
         partitions = config.ray.partitions or len(starts) + 1
         groups = assigned.groupby(_PART, num_partitions=partitions)
-        ordered = groups.map_groups(partial(_order_group, config=config), batch_format="pyarrow")
+        order = partial(_order_group, config=config, cuts=self._cuts(marked))
+        ordered = groups.map_groups(order, batch_format="pyarrow")
         materialized: ray.data.Dataset = ordered.materialize()
         return materialized
 
+    def _cuts(self, marked: "ray.data.Dataset") -> tuple[float, float] | None:
+        """Give the two moments of a split by global time; None for other splits."""
+        split = self.config.data.split
+        if not isinstance(split, GlobalTimeSplit):
+            return None
+        cuts = split.fixed_cuts
+        if cuts is None:
+            counted = _collect(
+                marked.map_batches(_count_times, batch_size=None, batch_format="pyarrow")
+            )
+            assert counted is not None, "some events are accepted"
+            times = reduce(
+                ValueCounts.merge,
+                (pickle.loads(cell) for cell in counted.column("times").to_pylist()),
+            )
+            shares = (1.0 - split.validation - split.test, 1.0 - split.test)
+            cuts = (times.quantile(shares[0]), times.quantile(shares[1]))
+        moments = {"validation_from": cuts[0], "test_from": cuts[1], "gap_s": split.gap_s}
+        self.report["global_time"] = moments
+        return cuts
+
     def _account(self, tallies: list[PartTally]) -> None:
         """Put the interactions into the report and check that there is something to learn from."""
+        self._reasons = sum((tally.rejected for tally in tallies), self._reasons)
         kept = sum(tally.kept for tally in tallies)
         duplicates = sum(tally.duplicates for tally in tallies)
         self._count("interactions", self._read, kept, duplicates, self._reasons)
@@ -224,6 +345,36 @@ class _Preparation:
                 "change data.split, or the split column that the data brings along"
             )
         check_labels(self.config, tallies)
+
+    def _check_fraction(
+        self,
+        table: str,
+        read: int,
+        reasons: Counter[str],
+        rejected: "pa.Table | ray.data.Dataset",
+    ) -> None:
+        """Stop if too many rows are set aside; the message lists the reasons with an example."""
+        most = self.config.data.quality.max_rejected_fraction
+        if reasons.total() <= most * read:
+            return
+        batches = [rejected] if isinstance(rejected, pa.Table) else _batches(rejected)
+        examples: dict[str, str] = {}
+        for batch in batches:
+            for row in batch.select([SOURCE, ROW, REASON]).to_pylist():
+                examples.setdefault(row[REASON], f"{row[SOURCE]}: {row[ROW]}".strip())
+        lines = [
+            f"  {count:>9,}  {reason}; for example {examples[reason][:_EXAMPLE_LENGTH]!r}"
+            for reason, count in reasons.most_common(_REASONS_SHOWN)
+        ]
+        more = len(reasons) - len(lines)
+        raise DataError(
+            f"{table}: {reasons.total():,} of {read:,} rows are set aside "
+            f"({reasons.total() / read:.1%}), more than data.quality.max_rejected_fraction "
+            f"{most:g}\n"
+            + "\n".join([*lines, *([f"  and {more} more reasons"] if more > 0 else [])])
+            + "\nmend the source or the column settings in data.*, or raise "
+            "data.quality.max_rejected_fraction"
+        )
 
     def _count(
         self, table: str, read: int, kept: int, duplicates: int, reasons: Counter[str]
@@ -269,6 +420,7 @@ class _Preparation:
             train_time_range=(min(t[0] for t in times), max(t[1] for t in times))
             if times
             else None,
+            bounds=self.bounds,
         )
 
     # ---- files ------------------------------------------------------------------------------
@@ -435,17 +587,38 @@ def _part_starts(marked: "ray.data.Dataset", num_parts: int) -> list[str]:
     return starts
 
 
-def _order_group(group: pa.Table, config: Config) -> pa.Table:
-    """Order one part; the whole part becomes one cell, so that no block can cut it in two."""
+def _count_times(marked: pa.Table) -> pa.Table:
+    valid = marked.filter(pc.is_null(marked.column(REASON)))
+    times = ValueCounts.of(valid.column("timestamp").to_numpy())
+    return pa.table({"times": pa.array([pickle.dumps(times)], pa.large_binary())})
+
+
+def _order_group(group: pa.Table, config: Config, cuts: tuple[float, float] | None) -> pa.Table:
     part = group.column(_PART)[0].as_py()
-    events, tally = order_part(group.drop_columns([_PART]), config)
-    return pa.table(
-        {
-            _PART: pa.array([part], pa.int32()),
-            "events": pa.array([_to_bytes(events)], pa.large_binary()),
-            "tally": pa.array([pickle.dumps(tally)], pa.large_binary()),
-        }
+    return _to_row(part, order_part(group.drop_columns([_PART]), config, cuts))
+
+
+def _limit_group(batch: pa.Table, config: Config, bounds: dict[str, Bounds]) -> pa.Table:
+    tally = pickle.loads(batch.column("tally")[0].as_py())
+    return _to_row(
+        batch.column(_PART)[0].as_py(), limit_part(_events(batch), tally, config, bounds)
     )
+
+
+def _to_row(part: int, ordered: OrderedPart) -> pa.Table:
+    """Put a whole part into one row, so that no block can cut it in two."""
+    cells = {
+        "events": _to_bytes(ordered.events),
+        "tally": pickle.dumps(ordered.tally),
+        "rejected": _to_bytes(ordered.rejected),
+    }
+    columns = {name: pa.array([cell], pa.large_binary()) for name, cell in cells.items()}
+    return pa.table({_PART: pa.array([part], pa.int32()), **columns})
+
+
+def _events(row: pa.Table) -> pa.Table:
+    with pa.ipc.open_stream(row.column("events")[0].as_buffer()) as stream:
+        return stream.read_all()
 
 
 def _write_part(
@@ -454,9 +627,8 @@ def _write_part(
     folder: str,
 ) -> pa.Table:
     config, transform, items = ray.get(shared[0])
-    part, events = batch.column(_PART)[0].as_py(), batch.column("events")[0].as_buffer()
-    with pa.ipc.open_stream(events) as stream:
-        finished = finish_part(stream.read_all(), config, transform, items)
+    part = batch.column(_PART)[0].as_py()
+    finished = finish_part(_events(batch), config, transform, items)
     name = f"part-{part:05d}.parquet"
     _write_parquet(storage.join(folder, "interactions", name), finished.interactions)
     _write_parquet(storage.join(folder, "histories", name), finished.histories)
@@ -470,13 +642,6 @@ def _tables(config: Config) -> dict[str, Table]:
     data = config.data
     tables = {"items": data.items, "users": data.users, "interactions": data.interactions}
     return {name: table for name, table in tables.items() if table is not None}
-
-
-def _tallies(parts: "ray.data.Dataset") -> list[PartTally]:
-    """Give the tallies in the order of the parts."""
-    told = _collect(parts.select_columns([_PART, "tally"]))
-    assert told is not None, "there is at least one part"
-    return [pickle.loads(cell) for cell in told.sort_by(_PART).column("tally").to_pylist()]
 
 
 def _batches(dataset: "ray.data.Dataset") -> Iterator[pa.Table]:
@@ -506,6 +671,10 @@ def _texts(table: pa.Table, template: str | None) -> pa.Array:
         return pa.nulls(table.num_rows, pa.string())
     texts = [render_template(template, row) or None for row in table.to_pylist()]
     return pa.array(texts, pa.string())
+
+
+def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)
 
 
 def _to_bytes(table: pa.Table) -> bytes:

@@ -68,11 +68,55 @@ def random_split(hashes: NDArray[np.uint64], *, validation: float, test: float) 
     Returns:
         (E,) int8, positions in `SPLITS`.
     """
-    # The upper 53 bits are exactly a float64 in [0, 1).
-    draw = (hashes >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    draw = _uniform(hashes)
     return np.select([draw < test, draw < test + validation], [TEST, VALIDATION], TRAIN).astype(
         np.int8
     )
+
+
+def k_fold(
+    hashes: NDArray[np.uint64],
+    again: NDArray[np.uint64],
+    *,
+    folds: int,
+    fold: int,
+    validation: float,
+) -> NDArray[np.int8]:
+    """Give one of `folds` equal shares to test and part of the others to validation.
+
+    Args:
+        hashes: (E,) decides each event's fold, the same for every `fold`.
+        again: (E,) further hashes, decide what is for validation.
+        folds: number of folds.
+        fold: which one is test, from 0.
+        validation: share of the other folds' events.
+
+    Returns:
+        (E,) int8, positions in `SPLITS`.
+    """
+    is_test = (_uniform(hashes) * folds).astype(np.int64) == fold
+    is_validation = _uniform(again) < validation
+    return np.select([is_test, is_validation], [TEST, VALIDATION], TRAIN).astype(np.int8)
+
+
+def global_time(
+    timestamp: NDArray[np.float64], cuts: tuple[float, float], *, gap: float
+) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+    """Cut the time of all users at two moments.
+
+    Args:
+        timestamp: (E,) float64, seconds.
+        cuts: first moment of validation, first moment of test.
+        gap: seconds before each cut whose events are in no split.
+
+    Returns:
+        (E,) int8, positions in `SPLITS`, and (E,) bool, true for the events in a gap.
+    """
+    split = np.searchsorted(np.array(cuts), timestamp, side="right").astype(np.int8)
+    in_gap = np.zeros(len(timestamp), bool)
+    for cut in cuts:
+        in_gap |= (timestamp >= cut - gap) & (timestamp < cut)
+    return split, in_gap
 
 
 def split_by_name(names: pa.Array | pa.ChunkedArray) -> NDArray[np.int8]:
@@ -132,6 +176,23 @@ def assert_held_out_last(
     _demand(not (inside & later).any(), "leak: a user's events are not in the order of time")
 
 
+def assert_cut_in_time(
+    timestamp: NDArray[np.float64], split: NDArray[np.int8], cuts: tuple[float, float], gap: float
+) -> None:
+    """Check that every event lies on its side of both moments, and none in a gap.
+
+    Raises:
+        AssertionError: an event of one split has the time of another.
+    """
+    first = np.array([-np.inf, *cuts])[split]
+    last = np.array([*cuts, np.inf])[split]
+    before_gap = last - gap
+    _demand(
+        not ((timestamp < first) | (timestamp >= before_gap)).any(),
+        "leak: an event lies on the wrong side of a moment that cuts the log",
+    )
+
+
 def assert_told_from_training(
     position: NDArray[np.int64],
     cut: NDArray[np.int64],
@@ -161,6 +222,11 @@ def assert_counts_add_up(read: int, kept: int, rejected: int, duplicates: int, t
         read == kept + rejected + duplicates,
         f"{table}: read {read} rows, but kept {kept}, rejected {rejected}, duplicates {duplicates}",
     )
+
+
+def _uniform(hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Turn hashes (E,) into numbers in [0, 1): the upper 53 bits are exactly a float64."""
+    return (hashes >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
 def _finalise(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -70,6 +70,18 @@ def test_numbers_are_scaled_to_the_training_rows_range():
     ]
 
 
+def test_outliers_are_clipped_to_the_bounds_that_were_fitted():
+    configured = columns(price={"kind": "number", "scale": "none"})
+    train = pa.table({"price": [10.0, 30.0]})
+    fitted = fit_columns(configured, summarise(train, configured), {"price": (5.0, 40.0)})
+    transform = FeatureTransform(items=fitted, events=fitted)
+    told = pa.table({"price": [-1.0, 20.0, 41.0, None]})
+    assert transform.item_features(told).numbers[:, 0].tolist() == [5.0, 20.0, 40.0, 20.0]
+    assert transform.fill_events(told)["price"].to_pylist() == [5.0, 20.0, 40.0, 20.0]
+    assert transform.treat_event_numbers("price", [90.0, np.nan]).tolist() == [40.0, 20.0]
+    assert FeatureTransform.from_json(json.loads(json.dumps(transform.to_json()))) == transform
+
+
 def test_the_scale_is_that_of_the_filled_column():
     kind = {"kind": "number", "missing": "constant", "constant": 10.0, "scale": "minmax"}
     transform = fit_items(pa.table({"price": [0.0, 5.0, None]}), price=kind)

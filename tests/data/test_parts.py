@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrec.configfile import parse_config
-from mtrec.data import parts, splits
+from mtrec.data import clean, splits
 from mtrec.data.features import FeatureTransform, fit_transform
 from mtrec.data.histories import Histories
-from mtrec.data.parts import check_labels, finish_part, order_part
+from mtrec.data.parts import check_labels, finish_part, limit_part, order_part
 from mtrec.errors import DataError
 
 
@@ -47,13 +47,18 @@ def make_events(rows):
     )
 
 
+def order(events, config, cuts=None):
+    done = order_part(events, config, cuts)
+    return done.events, done.tally
+
+
 def in_order(table):
     return list(zip(table["user_id"].to_pylist(), table["item_id"].to_pylist(), strict=True))
 
 
 def test_events_are_sorted_by_user_and_time_and_split():
     rows = [("b", "x", 1.0), ("a", "z", 3.0), ("a", "x", 1.0), ("a", "y", 2.0)]
-    ordered, tally = order_part(make_events(rows), make_config())
+    ordered, tally = order(make_events(rows), make_config())
     assert in_order(ordered) == [("a", "x"), ("a", "y"), ("a", "z"), ("b", "x")]
     assert ordered["split"].to_pylist() == [0, 1, 2, 0]
     assert tally.splits == (2, 1, 1)
@@ -69,19 +74,21 @@ def test_events_are_sorted_by_user_and_time_and_split():
         ("user_item_time", "first", [1.0, 3.0]),
         ("user_item", "last", [3.0]),
         ("user_item", "first", [1.0]),
+        ("user_item_time", "mean", [1.5, 3.0]),
+        ("user_item", "mean", [2.0]),
     ],
 )
 def test_duplicates_go_as_configured(key, keep, ratings):
     rows = [("u", "x", 1.0, 1.0), ("u", "x", 2.0, 3.0), ("u", "x", 1.0, 2.0)]
     config = make_config(data={"quality": {"duplicate_key": key, "keep": keep}})
-    ordered, tally = order_part(make_events(rows), config)
+    ordered, tally = order(make_events(rows), config)
     assert ordered["rating"].to_pylist() == ratings
     assert tally.kept + tally.duplicates == 3
 
 
 def test_without_times_the_source_decides_the_order():
     rows = [("u", "c", 0.0), ("u", "a", 0.0), ("u", "b", 0.0)]
-    ordered, tally = order_part(make_events(rows), make_config(timestamp=None))
+    ordered, tally = order(make_events(rows), make_config(timestamp=None))
     assert in_order(ordered) == [("u", "c"), ("u", "a"), ("u", "b")]
     assert "timestamp" not in ordered.column_names
     assert tally.train_time_range is None
@@ -90,8 +97,7 @@ def test_without_times_the_source_decides_the_order():
 def test_the_seed_decides_ties_in_time():
     rows = [("u", f"i{n}", 0.0) for n in range(20)]
     orders = [
-        in_order(order_part(make_events(rows), make_config(run={"seed": seed}))[0])
-        for seed in (0, 0, 1)
+        in_order(order(make_events(rows), make_config(run={"seed": seed}))[0]) for seed in (0, 0, 1)
     ]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2])
@@ -111,8 +117,8 @@ def test_the_order_of_the_rows_changes_nothing(rows, random, method):
     table = make_events(rows)
     shuffled = list(range(len(rows)))
     random.shuffle(shuffled)
-    first, tally = order_part(table, config)
-    second, _ = order_part(table.take(pa.array(shuffled)), config)
+    first, tally = order(table, config)
+    second, _ = order(table.take(pa.array(shuffled)), config)
     assert first.equals(second)
     assert tally.kept == len(set(rows))
     assert tally.kept + tally.duplicates == len(rows)
@@ -121,7 +127,7 @@ def test_the_order_of_the_rows_changes_nothing(rows, random, method):
 def test_a_split_that_the_data_brings_along_is_kept():
     table = make_events([("u", "x", 1.0), ("u", "y", 2.0)])
     table = table.set_column(5, "split", pa.array(["test", "train"]))
-    ordered, tally = order_part(table, make_config(split="column"))
+    ordered, tally = order(table, make_config(split="column"))
     assert ordered["split"].to_pylist() == [2, 0]
     assert tally.splits == (1, 0, 1)
 
@@ -132,20 +138,20 @@ def test_a_planted_leak_stops_the_run(monkeypatch):
 
     monkeypatch.setattr(splits, "leave_last_out", leaking)
     with pytest.raises(AssertionError, match="leak"):
-        order_part(make_events([("u", "x", 1.0), ("u", "y", 2.0), ("u", "z", 3.0)]), make_config())
+        order(make_events([("u", "x", 1.0), ("u", "y", 2.0), ("u", "z", 3.0)]), make_config())
 
 
 def test_a_duplicate_that_is_not_dropped_stops_the_run(monkeypatch):
     def lazy(keys, order, keep):
         return np.zeros(len(keys[0]), bool)
 
-    monkeypatch.setattr(parts, "find_duplicates", lazy)
+    monkeypatch.setattr(clean, "find_duplicates", lazy)
     with pytest.raises(AssertionError, match="more than one place"):
-        order_part(make_events([("u", "x", 1.0), ("u", "x", 1.0)]), make_config())
+        order(make_events([("u", "x", 1.0), ("u", "x", 1.0)]), make_config())
 
 
 def finish(rows, config, items=("x", "y", "z")):
-    ordered, tally = order_part(make_events(rows), config)
+    ordered, tally = order(make_events(rows), config)
     transform = fit_transform(
         config,
         items={"title": None},
@@ -199,7 +205,7 @@ def test_statistics_come_from_training_events_only():
 def test_labels_that_do_not_fit_their_task_are_counted_over_all_parts(task, message):
     config = make_config(tasks=[task])
     parts = [[("u", "x", 1.0, 7.0), ("u", "y", 2.0, 3.0)], [("v", "x", 1.0, 0.5)]]
-    tallies = [order_part(make_events(rows), config)[1] for rows in parts]
+    tallies = [order(make_events(rows), config)[1] for rows in parts]
     with pytest.raises(DataError, match=message):
         check_labels(config, tallies)
 
@@ -248,8 +254,104 @@ def test_a_user_with_nothing_to_tell_has_cut_zero():
 
 def test_an_empty_transform_leaves_events_as_they_are():
     config = make_config(timestamp=None)
-    ordered, _ = order_part(make_events([("u", "x", 0.0, None)]), config)
+    ordered, _ = order(make_events([("u", "x", 0.0, None)]), config)
     transform = FeatureTransform()
     done = finish_part(ordered, config, transform, pa.table({"item_id": ["x"]}))
     assert done.interactions["timestamp"].to_pylist() == [None]
     assert done.interactions["rating"].to_pylist() == [None]
+
+
+def test_the_mean_of_duplicates_leaves_out_missing_numbers_and_keeps_the_last_row():
+    rows = [("u", "x", 1.0, 4.0), ("u", "x", 3.0, None), ("u", "x", 2.0, 1.0), ("u", "y", 1.0)]
+    quality = {"duplicate_key": "user_item", "keep": "mean"}
+    ordered, tally = order(make_events(rows), make_config(data={"quality": quality}))
+    assert in_order(ordered) == [("u", "y"), ("u", "x")]
+    # The mean of 4 and 1; the last in time has no rating of its own. Nobody rated y.
+    assert ordered["rating"].to_pylist() == [None, 2.5]
+    assert ordered["timestamp"].to_pylist() == [1.0, 3.0]
+    assert ordered["_place"].to_pylist() == [3, 1]
+    assert tally.duplicates == 2
+
+
+def test_a_split_by_global_time_cuts_all_users_and_sets_the_gaps_aside():
+    split = {"method": "global_time", "gap_s": 2}
+    rows = [("a", str(t), float(t)) for t in range(10)] + [("b", "z", 9.0)]
+    done = order_part(make_events(rows), make_config(data={"split": split}), cuts=(5.0, 8.0))
+    # Gaps: 3, 4 before 5 and 6, 7 before 8.
+    assert in_order(done.events) == [*(("a", t) for t in "012589"), ("b", "z")]
+    assert done.events["split"].to_pylist() == [0, 0, 0, 1, 2, 2, 2]
+    assert done.rejected["_place"].to_pylist() == [3, 4, 6, 7]
+    assert set(done.rejected["_reason"].to_pylist()) == {
+        "timestamp is in the gap before validation or test"
+    }
+    assert '"item_id": "3"' in done.rejected["_row"][0].as_py()
+    assert done.tally.kept == 7 and done.tally.rejected.total() == 4
+    assert done.tally.users["train_events"].to_pylist() == [3, 0]
+
+
+def test_folds_are_disjoint_and_hold_every_event():
+    rows = [(f"u{n % 7}", f"i{n}", float(n)) for n in range(200)]
+    held_out = []
+    for fold in range(5):
+        split = {"method": "k_fold", "folds": 5, "fold": fold, "validation": 0.25}
+        ordered, tally = order(make_events(rows), make_config(data={"split": split}))
+        assert tally.kept == 200
+        # Expected: 40 test, a quarter of the others validation; wide of chance (4 deviations).
+        assert 17 <= tally.splits[2] <= 63 and 17 <= tally.splits[1] <= 63
+        test = ordered.filter(pa.compute.equal(ordered["split"], 2))
+        held_out += test["item_id"].to_pylist()
+    assert sorted(held_out) == sorted(row[1] for row in rows)
+
+
+def make_outliers(action, method="iqr"):
+    columns = {
+        "rating": {"kind": "number", "outliers": {"method": method, "action": action}},
+        "device": {"kind": "category"},
+    }
+    interactions = {"path": "x", "timestamp": "timestamp", "columns": columns}
+    return make_config(data={"interactions": interactions, "split": {"method": "random"}})
+
+
+@pytest.mark.parametrize(
+    ("action", "ratings", "aside"),
+    [
+        ("clip", [1.0, 4.0, None], []),
+        ("reject", [1.0, None], [1]),
+        ("keep", [1.0, 90.0, None], []),
+    ],
+)
+def test_outliers_are_treated_as_configured(action, ratings, aside):
+    config = make_outliers(action)
+    rows = [("u", "x", 1.0, 1.0), ("u", "y", 2.0, 90.0), ("u", "z", 3.0, None)]
+    before = order_part(make_events(rows), config)
+    after = limit_part(before.events, before.tally, config, {"rating": (0.0, 4.0)})
+    assert after.events["rating"].to_pylist() == ratings
+    assert after.rejected["_place"].to_pylist() == aside
+    assert after.tally.outliers == {"rating": 1}
+    assert after.tally.kept == 3 - len(aside)
+    assert after.tally.rejected.total() == len(aside)
+
+
+def test_statistics_are_those_of_clipped_numbers():
+    config = make_outliers("clip")
+    rows = [("u", str(n), float(n), 90.0) for n in range(50)]
+    before = order_part(make_events(rows), config)
+    after = limit_part(before.events, before.tally, config, {"rating": (0.0, 4.0)})
+    assert before.tally.summaries["rating"].moments.mean == 90.0
+    assert after.tally.summaries["rating"].moments.mean == 4.0
+
+
+def test_parts_of_the_time_become_categories():
+    columns = {
+        "hour": {"kind": "time", "part": "hour", "utc_offset_h": 8},
+        "day": {"kind": "time", "part": "weekday"},
+        "month": {"kind": "time", "part": "month"},
+    }
+    interactions = {"path": "x", "timestamp": "timestamp", "columns": columns}
+    config = make_config(data={"interactions": interactions})
+    # 2026-11-24 17:30 UTC, a Tuesday; 1 h 30 min past midnight in Shanghai.
+    ordered, tally = order(make_events([("u", "x", 1795541400.0)]), config)
+    assert ordered["hour"].to_pylist() == ["1"]
+    assert ordered["day"].to_pylist() == ["tuesday"]
+    assert ordered["month"].to_pylist() == ["11"]
+    assert tally.summaries["day"].counts == {"tuesday": 1}

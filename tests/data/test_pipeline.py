@@ -116,6 +116,87 @@ def test_unknown_references_may_be_kept(tree, tmp_path):
     assert user["age"] == pytest.approx(np.mean(ages))
 
 
+def test_a_global_time_split_cuts_where_the_shares_say(tree, tmp_path):
+    tree["data"]["split"] = {"method": "global_time", "validation": 0.2, "test": 0.1}
+    target, report = run(tree, tmp_path / "out")
+    events = rows(target, "interactions")
+    times = sorted(r["timestamp"] for r in events)
+    cuts = report["global_time"]
+    assert cuts["validation_from"] == pytest.approx(np.quantile(times, 0.7))
+    assert cuts["test_from"] == pytest.approx(np.quantile(times, 0.9))
+    for event in events:
+        expected = ["train", "validation", "test"][
+            (event["timestamp"] >= cuts["validation_from"])
+            + (event["timestamp"] >= cuts["test_from"])
+        ]
+        assert event["split"] == expected
+    assert report["split"]["test"] == sum(t >= cuts["test_from"] for t in times)
+
+
+def test_given_moments_cut_the_log_and_the_gap_is_accounted_for(tree, tmp_path):
+    events = rows(run(tree, tmp_path / "plain")[0], "interactions")
+    times = sorted({r["timestamp"] for r in events})
+    moments = {"validation_from": times[-6], "test_from": times[-3], "gap_s": times[-3] - times[-4]}
+    tree["data"]["split"] = {"method": "global_time", **moments}
+    target, report = run(tree, tmp_path / "out")
+    left = rows(target, "interactions")
+    aside = rows(target, "rejected")
+    gap = moments["gap_s"]
+    gone = [t for t in times if any(c - gap <= t < c for c in (times[-6], times[-3]))]
+    assert len(aside) == len(events) - len(left) == sum(r["timestamp"] in gone for r in events)
+    assert {r["reason"] for r in aside} == {"timestamp is in the gap before validation or test"}
+    assert {r["source"] for r in aside} == {"interactions.csv"}
+    counts = report["tables"]["interactions"]
+    assert counts["read"] == counts["kept"] + counts["rejected"] + counts["duplicates"]
+    assert counts["rejected"] == len(aside)
+
+
+def test_outliers_of_interactions_and_items_are_set_aside_clipped_and_counted(tree, tmp_path):
+    columns = tree["data"]["items"]["columns"]
+    columns["price"]["outliers"] = {"method": "iqr", "action": "clip"}
+    rating = {"kind": "number", "missing": "mean"}
+    rating["outliers"] = {"method": "zscore", "threshold": 2.0, "action": "reject"}
+    tree["data"]["interactions"]["columns"]["rating"] = rating
+    tree["tasks"] = [task for task in tree["tasks"] if task["kind"] == "retrieval"]
+    tree["text"] = {}
+    append(tree, "items", b"dear,dear,books,99999\n")
+    append(tree, "interactions", b"u00000,dear,1000,1\nu00001,dear,3,2\n")
+    target, report = run(tree, tmp_path / "out")
+
+    found = report["outliers"]
+    assert found["items"]["price"]["found"] == 1
+    prices = {r["item_id"]: r["price"] for r in rows(target, "items.parquet")}
+    assert prices["dear"] == found["items"]["price"]["high"] == max(prices.values())
+    transform = FeatureTransform.from_json(json.loads((target / "transform.json").read_text()))
+    assert transform.items["price"].bounds == (
+        found["items"]["price"]["low"],
+        found["items"]["price"]["high"],
+    )
+    aside = rows(target, "rejected")
+    assert [r["reason"] for r in aside] == ["rating is an outlier"]
+    assert '"rating": 1000.0' in aside[0]["row"]
+    assert found["interactions"]["rating"]["found"] == 1
+    assert 1000.0 not in [r["rating"] for r in rows(target, "interactions")]
+    # The statistics are those of what is left.
+    training = [r["rating"] for r in rows(target, "interactions") if r["split"] == "train"]
+    assert transform.event_scaling["rating"][0] == pytest.approx(np.mean(training))
+
+
+def test_too_many_bad_rows_stop_the_run_with_a_table_of_reasons(tree, tmp_path):
+    append(tree, "interactions", b"u00000,nothing,3,1\n" * 80 + b"u00000,i00001,six,1\n" * 9)
+    with pytest.raises(DataError) as caught:
+        run(tree, tmp_path / "out")
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("interactions: 89 of 161 rows are set aside (55.3%)")
+    assert "80  item_id is not in the items table; for example" in lines[1]
+    assert "u00000,nothing,3,1" in lines[1] and "9  rating is not a number" in lines[2]
+    assert "max_rejected_fraction" in lines[-1]
+    assert not (tmp_path / "out").exists()
+
+    tree["data"]["quality"] = {"max_rejected_fraction": 0.6}
+    assert run(tree, tmp_path / "out")[1]["tables"]["interactions"]["rejected"] == 89
+
+
 ROWS = ["u00001,i00002,4,7", "u00001,i00002,4,7", "u00002,i00003,1,8", "x", "", "a,b,c,d", ",,,"]
 
 
@@ -126,6 +207,7 @@ def test_every_row_is_accounted_for(tmp_path_factory, lines, end):
     tree = planted(folder / "data", num_users=4, num_items=5, events_per_user=3)
     append(tree, "interactions", end.join([*lines, '"open,x']).encode())
     append(tree, "items", b"i00001,again,,5\n")
+    tree["data"]["quality"] = {"max_rejected_fraction": 1.0}
     target, report = run(tree, folder / "out")
     for name, table in report["tables"].items():
         assert table["read"] == table["kept"] + table["rejected"] + table["duplicates"], name
@@ -148,9 +230,29 @@ def split_file(tree, pieces):
     tree["data"]["interactions"]["path"] = "many"
 
 
-@pytest.mark.parametrize("method", ["leave_last_out", "random"])
-def test_the_bytes_do_not_depend_on_blocks_files_or_the_order_of_rows(tree, tmp_path, method):
-    tree["data"]["split"] = {"method": method}
+OUTS = ("whole", "partitions", "files")
+
+
+def without_rejected(files):
+    return {name: data for name, data in files.items() if not name.startswith("rejected/")}
+
+
+@pytest.mark.parametrize(
+    ("split", "quality", "least_aside"),
+    [
+        ({"method": "leave_last_out"}, {}, 0),
+        ({"method": "random"}, {"keep": "mean", "duplicate_key": "user_item"}, 3),
+        ({"method": "global_time", "gap_s": 3e5}, {}, 3),
+        ({"method": "k_fold", "fold": 1}, {}, 0),
+    ],
+)
+def test_the_bytes_do_not_depend_on_blocks_files_or_the_order_of_rows(
+    tree, tmp_path, split, quality, least_aside
+):
+    tree["data"] |= {"split": split, "quality": quality}
+    outliers = {"method": "iqr", "threshold": 0.2, "action": "reject"}
+    if split["method"] == "random":
+        tree["data"]["interactions"]["columns"]["rating"]["outliers"] = outliers
     whole = contents(run(tree, tmp_path / "whole")[0])
     tree["ray"] = {"partitions": 3}
     assert contents(run(tree, tmp_path / "partitions")[0]) == whole
@@ -159,7 +261,12 @@ def test_the_bytes_do_not_depend_on_blocks_files_or_the_order_of_rows(tree, tmp_
     random.Random(0).shuffle(lines)
     path.write_text("".join([header, *lines]))
     split_file(tree, 5)
-    assert contents(run(tree, tmp_path / "files")[0]) == whole
+    target = run(tree, tmp_path / "files")[0]
+    # What is set aside names its file and keeps the order of the source.
+    assert without_rejected(contents(target)) == without_rejected(whole)
+    aside = [{(r["row"], r["reason"]) for r in rows(tmp_path / n, "rejected")} for n in OUTS]
+    assert aside[0] == aside[1] == aside[2]
+    assert len(aside[0]) >= least_aside
 
 
 def test_large_data_is_written_in_parts_that_hold_whole_users_in_order(tree, tmp_path, monkeypatch):
