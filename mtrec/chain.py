@@ -6,13 +6,14 @@ one stage redoes what depends on it, and nothing else. `run` is `mtrec run`.
 """
 
 import logging
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mtrec import storage
-from mtrec.config import Config
+from mtrec.config import Config, KFoldSplit
 from mtrec.configfile import dump_config
 from mtrec.errors import ArtifactError, ConfigError
 from mtrec.runlog import event
@@ -76,6 +77,9 @@ def run(
 ) -> Outcome:
     """Run the chain, skipping what is done and valid.
 
+    With `data.split.method: k_fold` every fold is a run below `folds/` and the report joins theirs;
+    nothing is scored.
+
     Args:
         config: the run.
         address: address of a Ray cluster; default: the `RAY_ADDRESS` variable, else a local one.
@@ -90,6 +94,9 @@ def run(
     for stage in chosen:
         if stage not in STAGES:
             raise ConfigError(f'unknown stage "{stage}"; the stages are {", ".join(STAGES)}')
+    split = config.data.split
+    if isinstance(split, KFoldSplit) and split.fold is None:
+        return _run_folds(config, address, chosen, split.folds)
     chain = _Chain(config, address)
     chain.write_config()
     for stage in STAGES:
@@ -100,6 +107,83 @@ def run(
     if not outcome.done:
         event(logger, "run.nothing_to_do", up_to_date=",".join(outcome.skipped))
     return outcome
+
+
+def _run_folds(config: Config, address: str | None, stages: Sequence[str], folds: int) -> Outcome:
+    """Run each fold's chain in a folder of its own, several at once if CPUs allow; join reports."""
+    from mtrec.rayrun import call_in_tasks, cluster_cpus, connect, local_cpus
+
+    chosen = [stage for stage in stages if stage != "score"]
+    if not chosen:
+        raise ConfigError(
+            "cross-validation leaves no model to score with: data.split.method is k_fold\n"
+            "choose another split to ship a model, or one fold (data.split.fold)"
+        )
+    whole = _Chain(config, address)
+    whole.write_config()
+    runs = [_fold_config(config, fold) for fold in range(folds)]
+    begin = time.monotonic()
+    # What one fold occupies: its training workers, as much for the data, and two drivers.
+    each = 2 * config.train.num_workers + 2
+    at_once = local_cpus(config.ray) // each
+    if address or os.environ.get("RAY_ADDRESS"):
+        connect(config.ray, address)
+        at_once = int(cluster_cpus()) // each
+    outcomes: Iterator[Outcome]
+    if at_once > 1:
+        connect(config.ray, address)
+        outcomes = call_in_tasks(run, [{"config": c, "stages": chosen} for c in runs], at_once)
+    else:
+        outcomes = (run(fold, address=address, stages=chosen) for fold in runs)
+    outcome = whole.outcome
+    for fold, done in enumerate(outcomes):
+        event(logger, "fold.done", fold=fold + 1, of=folds, seconds=round(sum(done.done.values())))
+        for stage, seconds in done.done.items():
+            outcome.done[stage] = outcome.done.get(stage, 0.0) + seconds
+    outcome.skipped.extend(stage for stage in chosen if stage not in outcome.done)
+    if "evaluate" in chosen:
+        _join_reports(whole.paths, [Paths(fold.run.workdir).report for fold in runs])
+    event(logger, "folds.done", folds=folds, seconds=round(time.monotonic() - begin, 1))
+    return outcome
+
+
+def _fold_config(config: Config, fold: int) -> Config:
+    """Give one fold's run; all folds share the text vectors."""
+    places = {
+        name: storage.join(place, "folds", str(fold))
+        for name in ("workdir", "storage")
+        if (place := getattr(config.run, name)) is not None
+    }
+    store = config.text.store or storage.join(config.run.workdir, "embeddings")
+    split = config.data.split.model_copy(update={"fold": fold})
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update=places),
+            "text": config.text.model_copy(update={"store": store}),
+            "data": config.data.model_copy(update={"split": split}),
+        }
+    )
+
+
+def _join_reports(paths: Paths, reports: Sequence[str]) -> None:
+    from mtrec.folds import join_reports
+    from mtrec.report_page import render_html
+
+    parents = {
+        f"fold {n}": storage.read_manifest(report, "report").id for n, report in enumerate(reports)
+    }
+    key = storage.hash_values("folds", parents)
+    storage.remove_leftovers(paths.report)
+    manifest = storage.find_manifest(paths.report)
+    if manifest is not None and manifest.key == key:
+        storage.verify(paths.report, manifest)
+        return
+    trees = [storage.read_json(storage.join(report, "report.json")) for report in reports]
+    joined = join_reports(trees)
+    with storage.write_artifact(paths.report, kind="report", key=key, parents=parents) as writer:
+        storage.write_json(writer.join("report.json"), joined)
+        storage.write_bytes(writer.join("report.html"), render_html(joined).encode("utf-8"))
+        writer.details = {"model": joined["model"]}
 
 
 class _Chain:

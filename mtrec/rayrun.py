@@ -7,12 +7,16 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import ray
 from ray.data import DataContext, ExecutionResources
 
 from mtrec.config import RayConfig
 from mtrec.errors import ConfigError
+
+Result = TypeVar("Result")
 
 # Long enough for a cluster on another continent.
 _PROBE_S = 5.0
@@ -32,8 +36,7 @@ def connect(config: RayConfig, address: str | None = None) -> None:
         where = address or os.environ.get("RAY_ADDRESS") or "local"
         local = where == "local"
         _probe(where)
-        # Logical CPUs: on a two-core laptop the train workers must leave some for the drivers.
-        num_cpus = config.num_cpus or max(4, os.cpu_count() or 1)
+        num_cpus = local_cpus(config)
         store = config.object_store_mb
         try:
             ray.init(
@@ -65,6 +68,43 @@ def _nobody(where: str) -> ConfigError:
         f"no Ray cluster answers at {where}\n"
         "start one (ray start --head), give --address, or leave it out for a local one"
     )
+
+
+def local_cpus(config: RayConfig) -> int:
+    """Give the logical CPUs that a local Ray has."""
+    # On a two-core laptop the train workers must leave some for the drivers.
+    return config.num_cpus or max(4, os.cpu_count() or 1)
+
+
+def call_in_tasks(
+    function: Callable[..., Result], arguments: Sequence[Mapping[str, Any]], at_once: int
+) -> Iterator[Result]:
+    """Call a function once for each set of keyword arguments, in Ray tasks that themselves use Ray.
+
+    Yields:
+        The results in the order of `arguments`, each as soon as it and those before are there.
+
+    Raises:
+        MtrecError: what a call raised; the other calls are cancelled.
+    """
+
+    def call(given: Mapping[str, Any]) -> Result:
+        return function(**given)
+
+    # No CPU of their own: they only wait for the tasks and actors that they start.
+    remote = ray.remote(num_cpus=0, max_retries=0)(call)
+    waiting, running = list(arguments), list[Any]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                running.append(remote.remote(waiting.pop(0)))
+            yield ray.get(running[0])
+            running.pop(0)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    finally:
+        for reference in running:
+            ray.cancel(reference, recursive=True)
 
 
 def cluster_gpus() -> float:

@@ -138,10 +138,8 @@ class _Page:
         if not parts:
             return ""
         return (
-            "<h2>Beside the baselines</h2><p>Whiskers are 95 % intervals over users. The paired "
-            "differences use the same users for both sides: where their whiskers stay clear of "
-            "zero, the difference is not an accident of who was in the test. Orange: the best "
-            "baseline.</p>"
+            f"<h2>Beside the baselines</h2><p>{self._whiskers()} Where the whiskers of a "
+            "difference stay clear of zero, it is not an accident. Orange: the best baseline.</p>"
             f'<section class="grid">{"".join(parts)}</section>'
         )
 
@@ -299,6 +297,17 @@ class _Page:
 
     # ---- parts ------------------------------------------------------------------------------
 
+    def _whiskers(self) -> str:
+        if "folds" in self.protocol_facts:
+            return (
+                f"Bars are means over {self.protocol_facts['folds']} folds, whiskers one standard "
+                "deviation; differences are paired by fold, with 95 % intervals."
+            )
+        return (
+            "Whiskers are 95 % intervals over users. The paired differences use the same users for "
+            "both sides."
+        )
+
     def _card(self, task: str, metric: str) -> str:
         value = self._values(MODEL, task)[metric]
         low, high = self._interval(MODEL, task, metric)
@@ -317,7 +326,8 @@ class _Page:
                     f"[{_percent(bounds[0])}, {_percent(bounds[1])}] against the best baseline, "
                     f"{escape(_method(best))} ({_number(self._values(best, task)[metric])})</div>"
                 )
-        bounds_text = f"95 % interval {_number(low)} to {_number(high)}" if low is not None else ""
+        words = "mean ± deviation:" if "folds" in self.protocol_facts else "95 % interval"
+        bounds_text = f"{words} {_number(low)} to {_number(high)}" if low is not None else ""
         return (
             f'<div class="card figure"><div class="name">{escape(_metric(metric))} · '
             f'{escape(task)}</div><div class="value">{_number(value)}</div>'

@@ -23,7 +23,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("data.", "text.", "model.", "serve."),
         *("index", "userstore", "rerank", "metrics", "baselines", "report"),
         *("comparison", "charts", "report_page"),
-        *("query", "catalogue"),
+        *("query", "catalogue", "folds"),
     ),
     3: ("bundle",),
     4: ("recommender", "ranker", "inputs"),

@@ -7,7 +7,7 @@ import pytest
 
 from mtrec import storage
 from mtrec.chain import STAGES, run
-from mtrec.config import Config
+from mtrec.config import Config, KFoldSplit
 from mtrec.errors import ArtifactError, ConfigError
 
 pytestmark = pytest.mark.ray
@@ -113,3 +113,34 @@ def test_the_resolved_configuration_runs_again(copied_run: Config) -> None:
     run(copied_run)
     again = load_config(f"{copied_run.run.workdir}/config.yaml")
     assert again == copied_run
+
+
+@pytest.mark.slow
+def test_cross_validation_joins_a_run_of_each_fold(plant, tmp_path: Path, ray_local: None) -> None:
+    planted = plant(tmp_path, train={"epochs": 1})
+    split = KFoldSplit(method="k_fold", folds=2)
+    config = planted.model_copy(update={"data": planted.data.model_copy(update={"split": split})})
+    outcome = run(config)
+    assert list(outcome.done) == ["prepare", "embed", "train", "evaluate"]
+    workdir = Path(config.run.workdir)
+    reports = [
+        json.loads((workdir / "folds" / fold / "report" / "report.json").read_text())
+        for fold in ("0", "1")
+    ]
+    joined = json.loads((workdir / "report" / "report.json").read_text())
+    values = [report["model"]["rating"]["rmse"] for report in reports]
+    assert joined["model"]["rating"]["rmse"] == pytest.approx(sum(values) / 2)
+    assert "standard deviation" in (workdir / "report" / "report.html").read_text()
+    # Every event is test in exactly one fold.
+    events = [report["protocol"]["events"] for report in reports]
+    assert sum(e["test"] for e in events) == sum(events[0].values())
+    # The second fold found the item texts of the first.
+    second = storage.read_manifest(str(workdir / "folds" / "1" / "embeddings"), "embeddings")
+    assert second.details["embedded"] < second.details["unique_texts"]
+
+    again = run(config)
+    assert again.done == {} and again.skipped == ["prepare", "embed", "train", "evaluate"]
+    shutil.rmtree(workdir / "folds" / "1" / "report")
+    assert list(run(config).done) == ["evaluate"]
+    with pytest.raises(ConfigError, match="leaves no model to score with"):
+        run(config, stages=["score"])

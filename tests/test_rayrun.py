@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from mtrec.config import RayConfig
-from mtrec.rayrun import _Terse, cluster_cpus, cluster_gpus, connect
+from mtrec.errors import DataError
+from mtrec.rayrun import _Terse, call_in_tasks, cluster_cpus, cluster_gpus, connect
 
 
 def _record(message: str, *, file: str = "logging_progress.py", level: int = logging.INFO):
@@ -64,3 +65,16 @@ def test_an_address_where_nobody_answers_is_a_configuration_error(address: str) 
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[0] == f"mtrec: no Ray cluster answers at {where}"
     assert len(done.stderr.splitlines()) == 2
+
+
+def _halve(value: int) -> int:
+    if value % 2:
+        raise DataError(f"{value} is odd")
+    return value // 2
+
+
+@pytest.mark.ray
+def test_calls_in_tasks_come_back_in_order_and_raise_what_a_call_raised(ray_local) -> None:
+    assert list(call_in_tasks(_halve, [{"value": n} for n in (2, 4, 6)], 2)) == [1, 2, 3]
+    with pytest.raises(DataError, match="7 is odd"):
+        list(call_in_tasks(_halve, [{"value": n} for n in (2, 7, 6)], 2))
