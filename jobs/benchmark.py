@@ -4,9 +4,9 @@
     python jobs/benchmark.py --scale full --out runs/bench       # the demo's data and model
 
 `embed` stands beside `SentenceTransformer.encode`, `serve` beside plain FastAPI and uvicorn around
-the same `Recommender`. Peers run in the same run, in turn with ours; `low` and `high` are the least
-and the greatest ratio of such a pair. Ratios are ours divided by the peer's, whatever the metric.
-`wall_s` leaves out the start of Ray; memory is that of the driver and all of Ray's processes.
+the same `Recommender`; `prepare` also reads 5 million generated events beside a tenth of them. Peers
+run in the same run, in turn with ours; `low` and `high` are the least and the greatest ratio of such
+a pair. Ratios are ours divided by the peer's, whatever the metric. `wall_s` leaves out the start of Ray; memory is that of the driver and all of Ray's processes.
 
 Ray Serve's fast ingress is measured by setting RAY_SERVE_ENABLE_HA_PROXY=1 and
 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 in the environment, both or neither.
@@ -33,6 +33,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from _results import Results, command_line
+from _synthetic import write_log
 
 from mtrec.chain import STAGES, Paths, run
 from mtrec.cli import run_shell
@@ -64,6 +65,8 @@ def main() -> None:
     try:
         config = load_run(options.scale, work)
         measure_stages(config, chosen, results)
+        if "prepare" in chosen:
+            measure_growth(work, options.scale, results)
         if "embed" in chosen:
             measure_encoder(config, options.scale, results)
         if "serve" in chosen:
@@ -107,6 +110,38 @@ def measure_stages(config: Config, chosen: tuple[str, ...], results: Results) ->
             results.add(stage, "wall_s", outcome.done[stage])
             if memory:
                 results.add(stage, "peak_memory_mib", max(memory))
+
+
+def measure_growth(work: Path, scale: str, results: Results) -> None:
+    """Prepare a generated log and one ten times as long: speed and memory must bear it."""
+    import ray
+
+    few = 20_000 if scale == "small" else 500_000
+    store_mib = 200 if scale == "small" else 1024
+    speeds = []
+    for events in (few, 10 * few):
+        tree = write_log(work / f"log-{events}.csv", events)
+        tree |= {
+            "run": {"workdir": str(work / f"run-{events}")},
+            "ray": {"object_store_mb": store_mib},
+        }
+        with peak_memory(os.getpid()) as memory:
+            outcome = run(parse_config(tree), stages=("prepare",))
+        ray.shutdown()
+        speeds.append(events / outcome.done["prepare"])
+    results.add(
+        *(f"prepare {10 * few:,} events", "events_per_s", speeds[1]),
+        peer=f"{few:,} events",
+        peer_value=speeds[0],
+        at_least=10 / 12,
+    )
+    if memory:
+        spare = store_mib + 3 * 1024 - max(memory)
+        results.add(f"prepare {10 * few:,} events", "peak_memory_mib", max(memory))
+        results.add(
+            *(f"prepare {10 * few:,} events", "mib_left_of_3_gib_beyond_the_store", spare),
+            at_least=0.0,
+        )
 
 
 @contextmanager
