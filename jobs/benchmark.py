@@ -4,9 +4,10 @@
     python jobs/benchmark.py --scale full --out runs/bench       # the demo's data and model
 
 `embed` stands beside `SentenceTransformer.encode`, `serve` beside plain FastAPI and uvicorn around
-the same `Recommender`; `prepare` also reads 5 million generated events beside a tenth of them. Peers
-run in the same run, in turn with ours; `low` and `high` are the least and the greatest ratio of such
-a pair. Ratios are ours divided by the peer's, whatever the metric. `wall_s` leaves out the start of Ray; memory is that of the driver and all of Ray's processes.
+the same `Recommender`; `prepare` also reads 5 million generated events beside a tenth of them.
+Peers run in the same run, in turn with ours; `low` and `high` are the least and the greatest ratio
+of such a pair. Ratios are ours divided by the peer's, whatever the metric. `wall_s` leaves out the
+start of Ray; memory is that of the driver and all of Ray's processes.
 
 Ray Serve's fast ingress is measured by setting RAY_SERVE_ENABLE_HA_PROXY=1 and
 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 in the environment, both or neither.

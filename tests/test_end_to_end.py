@@ -4,16 +4,20 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
+from mtrec.chain import run
 from mtrec.config import Config
+from mtrec.configfile import parse_config
 from mtrec.data.dataset import read_histories
 from mtrec.data.histories import Histories
 from mtrec.evaluate import RankUsers
@@ -110,6 +114,43 @@ def test_http_by_user_id_equals_http_by_history(planted_run: tuple[Config, Path]
         [entry["score"] for entry in answer["recommendations"]] for answer in (by_id, by_history)
     ]
     np.testing.assert_allclose(*scores, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_time_and_clipped_numbers_mean_the_same_in_a_request_as_in_the_log(
+    plant: Callable[..., Config], tmp_path: Path
+) -> None:
+    planted = plant(tmp_path, train={"epochs": 1})
+    tree = planted.model_dump(mode="json", exclude_unset=True)
+    columns = tree["data"]["interactions"]["columns"]
+    columns["hour"] = {"kind": "time", "part": "hour"}
+    columns["weekday"] = {"kind": "time", "part": "weekday", "utc_offset_h": -5}
+    columns["rating"]["outliers"] = {"method": "zscore", "threshold": 1.0}
+    config = parse_config(tree)
+    run(config, stages=("prepare", "embed", "train"))
+    workdir = Path(config.run.workdir)
+    limits = json.loads((workdir / "dataset" / "report.json").read_text())["outliers"]
+    assert limits["interactions"]["rating"]["found"] > 0
+    # The log as it came, outliers and all.
+    log = pd.read_csv(tmp_path / "data" / "interactions.csv")
+    recommender = Recommender.load(str(workdir / "bundles"))
+    assert {"hour", "weekday"} <= set(recommender.bundle.sizes.context_categories)
+    for user_id, events in list(log.groupby("user_id"))[:5]:
+        told = events.sort_values("timestamp")[["item_id", "rating", "timestamp"]]
+        by_id, by_history = recommender.recommend(
+            [
+                {"user_id": user_id, "context": {"hour": 7}},
+                {"user_id": user_id, "history": told.to_dict("records"), "context": {"hour": 7}},
+            ]
+        )
+        assert by_id["recommendations"] == [
+            {
+                **entry,
+                "score": pytest.approx(entry["score"], rel=1e-5),
+                "tasks": pytest.approx(entry["tasks"], rel=1e-5),
+            }
+            for entry in by_history["recommendations"]
+        ]
 
 
 @pytest.mark.slow
