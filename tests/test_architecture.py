@@ -27,7 +27,16 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     3: ("bundle",),
     4: ("recommender", "ranker", "inputs"),
-    5: ("rayrun", "progress", "data.pipeline", "text.embed", "train", "score", "evaluate"),
+    5: (
+        "rayrun",
+        "progress",
+        "data.pipeline",
+        "data.marked",
+        "text.embed",
+        "train",
+        "score",
+        "evaluate",
+    ),
     6: ("chain", "doctor", "cli", "serve.app"),
 }
 RAY = (*LAYERS[5], *LAYERS[6])

@@ -1,8 +1,9 @@
-"""Reading a dataset artifact back: its tables, and all users' events as `Histories`.
+"""The tables of a dataset artifact: written and read back, all users' events as `Histories`.
 
-The one place that knows how `prepare` names its files. It never writes and checks no hashes; that
-is `storage.verify`, done before.
+It checks no hashes; that is `storage.verify`, done before.
 """
+
+import io
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,13 @@ def read_table(path: str) -> pa.Table:
     """Read one Parquet file at a local path or a URI."""
     system, inner = storage.filesystem(path)
     return pq.read_table(inner, filesystem=system)
+
+
+def write_table(path: str, table: pa.Table) -> None:
+    """Write one Parquet file at a local path or a URI; equal tables give equal bytes."""
+    sink = io.BytesIO()
+    pq.write_table(table.combine_chunks(), sink, compression="zstd")
+    storage.write_bytes(path, sink.getvalue())
 
 
 def history_files(dataset: str) -> list[str]:

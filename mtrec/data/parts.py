@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mtrec.config import (
     BehaviourText,
+    Column,
     ColumnSplit,
     Config,
     GlobalTimeSplit,
@@ -189,22 +190,8 @@ def limit_part(
         config: the columns.
         bounds: number column -> the bounds of all training events.
     """
-    outliers: dict[str, int] = {}
-    aside: dict[str, NDArray[np.bool_]] = {}
-    for name, limits in bounds.items():
-        column = config.data.interactions.columns[name]
-        assert isinstance(column, NumberColumn) and column.outliers is not None, name
-        found = find_outliers(events.column(name), limits)
-        outliers[name] = int(found.sum())
-        if column.outliers.action == "reject":
-            aside[f"{name} is an outlier"] = found
-        elif column.outliers.action == "clip":
-            clipped = clip_outliers(events.column(name), limits)
-            events = events.set_column(events.column_names.index(name), name, clipped)
-    rejected = set_aside(events, aside)
-    if rejected.num_rows:
-        gone = np.isin(_numpy(events, PLACE), _numpy(rejected, PLACE))
-        events = events.filter(pa.array(~gone))
+    columns = config.data.interactions.columns
+    events, rejected, outliers = treat_outliers(events, columns, bounds)
     counted = _tally(events, config, duplicates=tally.duplicates, integer_ids=tally.integer_ids)
     counted.rejected.update(tally.rejected)
     counted.rejected.update(rejected.column(REASON).to_pylist())
@@ -212,16 +199,48 @@ def limit_part(
     return OrderedPart(events, counted, rejected)
 
 
+def treat_outliers(
+    rows: pa.Table, columns: Mapping[str, Column], bounds: Mapping[str, Bounds]
+) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+    """Clip outliers, set their rows aside, or only count them, as each column says.
+
+    Args:
+        rows: with `_place`.
+        columns: the table's configured columns.
+        bounds: number column with `outliers` -> its bounds.
+
+    Returns:
+        The rows that stay; those that do not, as a `REJECTS` table; column -> outliers found.
+    """
+    found: dict[str, int] = {}
+    aside: dict[str, NDArray[np.bool_]] = {}
+    for name, limits in bounds.items():
+        column = columns[name]
+        assert isinstance(column, NumberColumn) and column.outliers is not None, name
+        outside = find_outliers(rows.column(name), limits)
+        found[name] = int(outside.sum())
+        if column.outliers.action == "reject":
+            aside[f"{name} is an outlier"] = outside
+        elif column.outliers.action == "clip":
+            clipped = clip_outliers(rows.column(name), limits)
+            rows = rows.set_column(rows.column_names.index(name), name, clipped)
+    rejected = set_aside(rows, aside)
+    if rejected.num_rows:
+        gone = pc.is_in(rows.column(PLACE), rejected.column(PLACE).combine_chunks())
+        rows = rows.filter(pc.invert(gone))
+    return rows, rejected, found
+
+
 def set_aside(rows: pa.Table, reasons: Mapping[str, NDArray[np.bool_]]) -> pa.Table:
     """Give the rows (N,) that are marked, each once with its first reason, as a `REJECTS` table.
 
     Args:
-        rows: with `_place`; every other column but `split` is told as JSON.
+        rows: with `_place`; every column of the source is told as JSON.
         reasons: reason -> (N,) bool.
     """
     tables = []
     left = np.ones(rows.num_rows, bool)
-    told = [name for name in rows.column_names if name not in (PLACE, "split")]
+    told = [name for name in rows.column_names if name != "split" and not name.startswith("_")]
     for reason, marked in reasons.items():
         aside = rows.filter(pa.array(marked & left))
         left &= ~marked

@@ -10,7 +10,7 @@ import codecs
 import fnmatch
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal, NoReturn
 
@@ -116,19 +116,26 @@ def plan(config: Table, root: str) -> list[Piece]:
     for number, (path, name, _, _) in enumerate(input_files(config, root)):
         kind = _format(path, config.format)
         piece = Piece(path, name, kind, number)
-        match kind:
-            case "csv":
-                header = _header(piece, config)
-                _require(config, name, header)
-                pieces.append(Piece(path, name, kind, number, header=tuple(header)))
-            case "jsonl":
-                found = _first_keys(piece, config)
-                if found is not None:
-                    _require(config, name, found)
-                pieces.append(piece)
-            case "parquet":
-                pieces += _plan_parquet(piece, config)
+        try:
+            pieces += _plan_file(piece, config)
+        except (OSError, pa.ArrowException) as error:
+            _unreadable(piece, error)
     return pieces
+
+
+def _plan_file(piece: Piece, config: Table) -> list[Piece]:
+    match piece.format:
+        case "csv":
+            header = _header(piece, config)
+            _require(config, piece.name, header)
+            return [replace(piece, header=tuple(header))]
+        case "jsonl":
+            found = _first_keys(piece, config)
+            if found is not None:
+                _require(config, piece.name, found)
+            return [piece]
+        case "parquet":
+            return _plan_parquet(piece, config)
 
 
 def read(piece: Piece, config: Table) -> Iterator[pa.Table]:

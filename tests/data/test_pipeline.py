@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mtrec import storage
 from mtrec.configfile import load_config, parse_config
+from mtrec.data import marked as marked_module
 from mtrec.data import pipeline
 from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import Histories
@@ -272,7 +273,7 @@ def test_the_bytes_do_not_depend_on_blocks_files_or_the_order_of_rows(
 def test_large_data_is_written_in_parts_that_hold_whole_users_in_order(tree, tmp_path, monkeypatch):
     whole, _ = run(tree, tmp_path / "whole")
     monkeypatch.setattr(pipeline, "EVENTS_PER_PART", 20)
-    monkeypatch.setattr(pipeline, "_sampled_users", every_user)
+    monkeypatch.setattr(marked_module, "_sampled_users", every_user)
     target, _ = run(tree, tmp_path / "parts")
     files = sorted(path.name for path in (target / "histories").iterdir())
     assert files == [f"part-{n:05d}.parquet" for n in range(4)]
