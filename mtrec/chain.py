@@ -359,7 +359,7 @@ class _Chain:
 
         if stage != "embed":
             # The embedding store keeps finished shards without a manifest on purpose.
-            storage.remove_leftovers(place())
+            storage.remove_leftovers(place(), key=key)
         manifest = storage.find_manifest(place())
         if manifest is not None and manifest.key == key:
             storage.verify(place(), manifest)

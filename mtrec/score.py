@@ -2,14 +2,17 @@
 
 Ray Data actors that hold a `Recommender` each take one file of `dataset/histories/` at a time and
 write one file of `predictions/`, so the driver sees counts only, memory is bounded by a batch of
-users, and names and order of the output are those of the input whatever the number of actors. What
-a user has ever touched is left out. It never fits anything.
+users, and names and order of the output are those of the input whatever the number of actors. A
+killed run keeps its finished files, and the next one writes the others only. What a user has ever
+touched is left out. It never fits anything.
 """
 
+import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,10 +80,18 @@ def score(
         )
     gpus = cluster_gpus()
     actors = min(config.score.actors, len(parts), int(gpus) or max(1, int(cluster_cpus())))
-    with storage.write_artifact(path, kind="predictions", key=key, parents=parents) as writer:
-        answers = (
-            ray.data.from_items([{"part": name} for name in parts], override_num_blocks=len(parts))
-            .map_batches(
+    with storage.write_artifact(
+        path, kind="predictions", key=key, parents=parents, resumable=True
+    ) as writer:
+        finished = _finished_parts(writer.path, parts)
+        if finished:
+            event(logger, "score.resume", finished=len(finished), of=len(parts))
+        counted = [*finished.values()]
+        missing = [name for name in parts if name not in finished]
+        if missing:
+            answers = ray.data.from_items(
+                [{"part": name} for name in missing], override_num_blocks=len(missing)
+            ).map_batches(
                 ScoreParts,
                 fn_constructor_args=(
                     place,
@@ -91,14 +102,14 @@ def score(
                 ),
                 batch_size=1,
                 batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=actors),
+                compute=ray.data.ActorPoolStrategy(size=min(actors, len(missing))),
                 num_cpus=1,
                 num_gpus=1 if gpus else None,
             )
-            .take_all()
-        )
-        counts = {name: sum(int(answer[name]) for answer in answers) for name in _COUNTS}
+            counted += answers.take_all()
+        counts = {name: sum(int(part[name]) for part in counted) for name in _COUNTS}
         if counts["users"] != counts["expected_users"] or counts["rows"] != counts["expected_rows"]:
+            storage.remove(writer.path)  # else the next run would trust the wrong part
             raise ArtifactError(
                 f"predictions do not add up: {counts}\nrun score again; if it stays, report it"
             )
@@ -120,6 +131,19 @@ def score(
 
 
 _COUNTS = ("users", "rows", "expected_users", "expected_rows")
+# Where a file of predictions keeps its counts.
+_METADATA = b"mtrec.counts"
+
+
+def _finished_parts(folder: str, parts: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Give the counts of the parts that an earlier run with the same key had finished."""
+    finished = {}
+    for name in sorted({*parts} & {*storage.list_files(folder)}):
+        system, inner = storage.filesystem(storage.join(folder, name))
+        with system.open_input_file(inner) as file:
+            metadata = pq.read_metadata(file).metadata
+        finished[name] = json.loads(metadata[_METADATA])
+    return finished
 
 
 class ScoreParts:
@@ -129,8 +153,13 @@ class ScoreParts:
         self, bundle: str, score: dict[str, Any], histories: str, predictions: str, device: str
     ) -> None:
         self._config = ScoreConfig(**score)
-        self._recommender = Recommender.load(bundle, device=device, score=self._config)
+        self._bundle, self._device = bundle, device
         self._histories, self._predictions = histories, predictions
+
+    @cached_property
+    def _recommender(self) -> Recommender:
+        # With the first part: an error in an actor's `__init__` reaches the driver as text only.
+        return Recommender.load(self._bundle, device=self._device, score=self._config)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Score the files named in `part`; give counts, one row a file."""
@@ -139,30 +168,31 @@ class ScoreParts:
 
     def _score_part(self, name: str) -> dict[str, Any]:
         system, inner = storage.filesystem(storage.join(self._histories, name))
-        target, target_inner = storage.filesystem(
-            storage.join(self._predictions, os.path.basename(name))
-        )
         num_items = len(self._recommender.bundle.popular) - 2
         counts = dict.fromkeys(_COUNTS, 0)
-        with system.open_input_file(inner) as source:
+        with (
+            system.open_input_file(inner) as source,
+            storage.write_file(storage.join(self._predictions, name)) as target,
+            pq.ParquetWriter(target, self._schema()) as writer,
+        ):
             file = pq.ParquetFile(source)
             counts["expected_users"] = file.metadata.num_rows
             waiting: list[pa.Table] = []
-            with pq.ParquetWriter(target_inner, self._schema(), filesystem=target) as writer:
-                for batch in file.iter_batches(batch_size=self._config.batch_size):
-                    histories = Histories.from_table(pa.Table.from_batches([batch]))
-                    lists = self._recommender.rank_lists(histories, k=self._config.k)
-                    waiting.append(self._table(histories, lists))
-                    counts["users"] += len(histories)
-                    counts["rows"] += waiting[-1].num_rows
-                    counts["expected_rows"] += int(
-                        np.minimum(num_items - _num_seen(histories), self._config.k).sum()
-                    )
-                    if sum(table.num_rows for table in waiting) >= _ROWS_PER_GROUP:
-                        writer.write_table(pa.concat_tables(waiting))
-                        waiting = []
-                if waiting:
+            for batch in file.iter_batches(batch_size=self._config.batch_size):
+                histories = Histories.from_table(pa.Table.from_batches([batch]))
+                lists = self._recommender.rank_lists(histories, k=self._config.k)
+                waiting.append(self._table(histories, lists))
+                counts["users"] += len(histories)
+                counts["rows"] += waiting[-1].num_rows
+                counts["expected_rows"] += int(
+                    np.minimum(num_items - _num_seen(histories), self._config.k).sum()
+                )
+                if sum(table.num_rows for table in waiting) >= _ROWS_PER_GROUP:
                     writer.write_table(pa.concat_tables(waiting))
+                    waiting = []
+            if waiting:
+                writer.write_table(pa.concat_tables(waiting))
+            writer.add_key_value_metadata({_METADATA: json.dumps(counts)})
         return {"part": name, **counts}
 
     def _table(self, histories: Histories, lists: RankedLists) -> pa.Table:

@@ -10,11 +10,13 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from pyarrow import fs
 
@@ -24,6 +26,10 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 # Up to this size an artifact is checked by hash before it is used, above it by file size only.
 HASH_CHECK_BYTES = 1 << 30
+# Ends the names of files that a killed process was writing.
+_UNFINISHED = ".tmp"
+# Holds the key of the work that a folder on object storage is being filled by.
+_RESUMABLE = ".writing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +107,37 @@ def read_bytes(path: str) -> bytes:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Write a whole file; on a local disk it appears whole or not at all."""
+    """Write a whole file; it appears whole or not at all."""
+    with write_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def write_file(path: str) -> Iterator[IO[bytes]]:
+    """Yield a file to write to; it appears at `path` whole, when the body has ended, or not at all.
+
+    What is on its way to a URI lies in a local file without a name, so even a kill leaves nothing.
+    """
     system, inner = filesystem(path)
     system.create_dir(os.path.dirname(inner), recursive=True)
-    if isinstance(system, fs.LocalFileSystem):
-        temporary = f"{inner}.{uuid.uuid4().hex}.tmp"
+    if not isinstance(system, fs.LocalFileSystem):
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            with system.open_output_stream(inner) as stream:
+                shutil.copyfileobj(file, stream, 1 << 20)
+        return
+    temporary = f"{inner}.{uuid.uuid4().hex}{_UNFINISHED}"
+    try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, inner)
-    else:
-        with system.open_output_stream(inner) as stream:
-            stream.write(data)
+    except BaseException:
+        with suppress(OSError):
+            Path(temporary).unlink()
+        raise
 
 
 def read_json(path: str) -> Any:
@@ -164,7 +188,12 @@ def hash_file(path: str) -> tuple[str, int]:
 
 @contextmanager
 def write_artifact(
-    path: str, *, kind: str, key: str, parents: Mapping[str, str] | None = None
+    path: str,
+    *,
+    kind: str,
+    key: str,
+    parents: Mapping[str, str] | None = None,
+    resumable: bool = False,
 ) -> Iterator["ArtifactWriter"]:
     """Write an artifact whole or not at all.
 
@@ -172,18 +201,25 @@ def write_artifact(
     is written and the folder takes its place; an artifact already there loses its manifest first.
     If the body raises, nothing is left of it.
 
+    With `resumable`, files that a failed or killed body had finished stay where the next one with
+    the same key finds them below `writer.path`; the body must write each file whole or not at all
+    (`write_file`). Other keys' files are never seen; `remove_leftovers` takes them away.
+
     Raises:
         ArtifactError: the place cannot be written to.
     """
     local = is_local(path)
     path = path.removeprefix("file://") if local else path
-    work = f"{path.rstrip('/')}.writing-{uuid.uuid4().hex[:8]}" if local else path
+    work = _work_folder(path, key if resumable else uuid.uuid4().hex) if local else path
     try:
-        if not local:
+        if not local and not (resumable and _is_being_written(path, key)):
             remove(join(path, MANIFEST))
             remove(path)
+            if resumable:
+                write_bytes(join(path, _RESUMABLE), key.encode())
         system, inner = filesystem(work)
         system.create_dir(inner, recursive=True)
+        _remove_unfinished(work)
     except OSError as error:
         raise ArtifactError(
             f"cannot write {kind} at {path}: {error}\n"
@@ -192,9 +228,11 @@ def write_artifact(
     writer = ArtifactWriter(work)
     try:
         yield writer
+        _remove_unfinished(work)
         files = {
             name: dict(zip(("sha256", "bytes"), hash_file(join(work, name)), strict=True))
             for name in list_files(work)
+            if name not in (MANIFEST, _RESUMABLE)
         }
         manifest = Manifest(
             kind=kind,
@@ -208,9 +246,13 @@ def write_artifact(
         write_json(join(work, MANIFEST), asdict(manifest))
         if local:
             _replace_folder(work, path)
+        else:
+            remove(join(path, _RESUMABLE))
     except BaseException:
-        remove(join(work, MANIFEST))
-        remove(work)
+        with suppress(OSError):  # what failed may be the storage itself; the next run tidies up
+            remove(join(work, MANIFEST))
+            if not resumable:
+                remove(work)
         raise
 
 
@@ -298,20 +340,49 @@ def verify(path: str, manifest: Manifest, *, hashes: bool | None = None) -> None
         )
 
 
-def remove_leftovers(path: str) -> list[str]:
-    """Remove what interrupted writes left beside or at an artifact's place; give what went."""
+def remove_leftovers(path: str, *, key: str | None = None) -> list[str]:
+    """Remove what interrupted writes left beside or at an artifact's place; give what went.
+
+    Args:
+        path: the artifact's place.
+        key: what a resumable write with this key had finished stays.
+    """
     gone = []
     if is_local(path):
         path = path.removeprefix("file://")
+        kept = os.path.basename(_work_folder(path, key)) if key is not None else None
         parent, name = os.path.split(os.path.abspath(path))
         for entry in sorted(os.listdir(parent)) if os.path.isdir(parent) else []:
-            if entry.startswith((f"{name}.writing-", f"{name}.old-")):
+            if entry.startswith((f"{name}.writing-", f"{name}.old-")) and entry != kept:
                 shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
                 gone.append(os.path.join(parent, entry))
+    elif key is not None and _is_being_written(path, key):
+        return gone
     if exists(path) and find_manifest(path) is None:
         remove(path)
         gone.append(path)
     return gone
+
+
+def _work_folder(path: str, name: str) -> str:
+    """Give the local folder in which an artifact grows; a resumable one is named by its key."""
+    return f"{path.rstrip('/')}.writing-{name[:16]}"
+
+
+def _is_being_written(path: str, key: str) -> bool:
+    """Tell whether a folder on object storage holds what a write with this key had finished."""
+    try:
+        found = read_bytes(join(path, _RESUMABLE))
+    except FileNotFoundError:
+        return False
+    return found == key.encode() and find_manifest(path) is None
+
+
+def _remove_unfinished(folder: str) -> None:
+    """Remove the temporary files of processes that were killed."""
+    for name in list_files(folder):
+        if name.endswith(_UNFINISHED):
+            remove(join(folder, name))
 
 
 def _replace_folder(work: str, path: str) -> None:

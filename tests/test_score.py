@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_bundle import Small, item_ids, small_like
 
+from mtrec import score as score_module
 from mtrec import storage
 from mtrec.config import Config
 from mtrec.errors import ArtifactError, DataError
@@ -117,6 +119,59 @@ def test_number_of_actors_does_not_change_a_byte(
     one = run_score(dataset, tmp_path / "one", actors=1)
     two = run_score(dataset, tmp_path / "two", actors=2)
     assert one.content == two.content
+
+
+@pytest.mark.ray
+def test_a_second_run_writes_only_the_parts_that_a_killed_one_had_not_finished(
+    dataset: Small, tmp_path: Path, ray_local: None
+) -> None:
+    path = tmp_path / "predictions"
+    whole = run_score(dataset, tmp_path / "undisturbed")
+    # What a killed run with the same key leaves: a finished part and half of another.
+    (folder := tmp_path / "predictions.writing-key").mkdir()
+    shutil.copy(tmp_path / "undisturbed" / "part-00000.parquet", folder)
+    (folder / "part-00001.parquet.12ab.tmp").write_bytes(b"PAR1 half")
+    before = (folder / "part-00000.parquet").stat()
+
+    manifest = run_score(dataset, path)
+
+    after = (path / "part-00000.parquet").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert (manifest.content, manifest.details) == (whole.content, whole.details)
+    assert sorted(entry.name for entry in path.iterdir()) == [
+        *("manifest.json", "part-00000.parquet", "part-00001.parquet")
+    ]
+
+
+@pytest.mark.ray
+def test_a_run_whose_parts_are_all_there_starts_no_job(
+    dataset: Small, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_score(dataset, tmp_path / "undisturbed")
+    (folder := tmp_path / "predictions.writing-key").mkdir()
+    for name in whole.files:
+        shutil.copy(tmp_path / "undisturbed" / name, folder)
+    monkeypatch.setattr(score_module.ray.data, "from_items", None)
+
+    assert run_score(dataset, tmp_path / "predictions").content == whole.content
+
+
+@pytest.mark.ray
+def test_parts_that_do_not_add_up_are_not_trusted_again(
+    dataset: Small, tmp_path: Path, ray_local: None
+) -> None:
+    whole = run_score(dataset, tmp_path / "undisturbed")
+    folder = tmp_path / "predictions.writing-key"
+    for name in whole.files:
+        table = pq.read_table(tmp_path / "undisturbed" / name)
+        counts = {"users": 9, "rows": 9, "expected_users": 9, "expected_rows": 10}
+        table = table.replace_schema_metadata({"mtrec.counts": json.dumps(counts)})
+        folder.mkdir(exist_ok=True)
+        pq.write_table(table, folder / name)
+
+    with pytest.raises(ArtifactError, match="do not add up"):
+        run_score(dataset, tmp_path / "predictions")
+    assert not folder.exists()
 
 
 def test_bundle_of_another_dataset_is_refused(dataset: Small, tmp_path: Path) -> None:

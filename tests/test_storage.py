@@ -191,6 +191,67 @@ def test_leftovers_of_nothing_are_nothing(tmp_path: Path) -> None:
     assert storage.remove_leftovers(str(tmp_path / "never" / "was")) == []
 
 
+def interrupt(path: Path, key: str, name: str, content: bytes) -> None:
+    """Begin a resumable artifact, write one file and fail."""
+    with (
+        pytest.raises(RuntimeError, match="killed"),
+        storage.write_artifact(str(path), kind="dataset", key=key, resumable=True) as writer,
+    ):
+        storage.write_bytes(writer.join(name), content)
+        raise RuntimeError("killed")
+
+
+def test_a_resumable_write_finds_what_one_with_its_key_had_finished(tmp_path: Path) -> None:
+    path = tmp_path / "dataset"
+    interrupt(path, "k1" * 20, "a", b"1")
+    assert not path.exists()
+
+    with storage.write_artifact(str(path), kind="dataset", key="k1" * 20, resumable=True) as writer:
+        assert storage.list_files(writer.path) == ["a"]
+        storage.write_bytes(writer.join("b"), b"2")
+
+    assert sorted(storage.read_manifest(str(path), "dataset").files) == ["a", "b"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["dataset"]
+
+
+def test_a_resumable_write_takes_nothing_over_from_another_key(tmp_path: Path) -> None:
+    path = tmp_path / "dataset"
+    interrupt(path, "k1" * 20, "a", b"1")
+
+    with storage.write_artifact(str(path), kind="dataset", key="k2" * 20, resumable=True) as writer:
+        assert storage.list_files(writer.path) == []
+
+
+def test_leftovers_of_the_current_key_stay_and_those_of_others_go(tmp_path: Path) -> None:
+    path = tmp_path / "dataset"
+    interrupt(path, "k1" * 20, "a", b"1")
+    interrupt(path, "k2" * 20, "a", b"1")
+
+    gone = storage.remove_leftovers(str(path), key="k1" * 20)
+
+    assert gone == [f"{path}.writing-{'k2' * 8}"]
+    assert [entry.name for entry in tmp_path.iterdir()] == [f"dataset.writing-{'k1' * 8}"]
+
+
+def test_what_a_killed_process_had_half_written_is_no_part_of_the_artifact(tmp_path: Path) -> None:
+    with storage.write_artifact(str(tmp_path / "x"), kind="dataset", key="k") as writer:
+        storage.write_bytes(writer.join("a"), b"1")
+        Path(writer.join("b.1234.tmp")).write_bytes(b"half")
+
+    assert storage.list_files(str(tmp_path / "x")) == ["a", "manifest.json"]
+
+
+def test_a_file_whose_writer_fails_does_not_appear(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match="killed"),
+        storage.write_file(str(tmp_path / "a")) as file,
+    ):
+        file.write(b"half")
+        raise RuntimeError("killed")
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_place_that_cannot_be_written_is_an_artifact_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"in the way")
 
