@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from mtrec import storage
 from mtrec.catalogue import NUM_SPECIAL
@@ -166,16 +165,14 @@ def save_bundle(
         folder = storage.filesystem(writer.path)[1] if local else tempfile.mkdtemp()
         try:
             histories = history_files(dataset)
-            save_file(
-                {
-                    # Cloned: safetensors refuses tensors that share memory.
-                    name: value.detach().cpu().contiguous().clone()
-                    for name, value in model.state_dict().items()
-                },
-                os.path.join(folder, "weights.safetensors"),
-            )
-            # safetensors makes it for its owner alone; servers run as somebody else.
-            Path(folder, "weights.safetensors").chmod(0o644)
+            weights = {
+                # Cloned: safetensors refuses tensors that share memory.
+                name: value.detach().cpu().contiguous().clone()
+                for name, value in model.state_dict().items()
+            }
+            # Not by `save_file`: that makes it for its owner alone, and servers run as somebody
+            # else; and it does not say that the disk is full as the others do.
+            storage.write_bytes(os.path.join(folder, "weights.safetensors"), save(weights))
             for name in _ITEM_ARRAYS:
                 values = np.asarray(getattr(vectors, name.removeprefix("item_")), np.float32)
                 np.save(os.path.join(folder, f"{name}.npy"), values, allow_pickle=False)

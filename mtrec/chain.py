@@ -15,7 +15,8 @@ from typing import Any
 from mtrec import storage
 from mtrec.config import Config, KFoldSplit
 from mtrec.configfile import dump_config
-from mtrec.errors import ArtifactError, ConfigError
+from mtrec.errors import ArtifactError, ConfigError, MtrecError
+from mtrec.runlock import hold_workdir
 from mtrec.runlog import event
 
 logger = logging.getLogger("mtrec.chain")
@@ -88,7 +89,8 @@ def run(
     Raises:
         ConfigError: an unknown stage.
         DataError: the input data cannot be used.
-        ArtifactError: an artifact is damaged, or a stage that was left out has not been run.
+        ArtifactError: an artifact is damaged, a stage that was left out has not been run, another
+            run has the workdir, or the storage fails.
     """
     chosen = tuple(stages) if stages is not None else STAGES
     for stage in chosen:
@@ -96,13 +98,21 @@ def run(
             raise ConfigError(f'unknown stage "{stage}"; the stages are {", ".join(STAGES)}')
     split = config.data.split
     if isinstance(split, KFoldSplit) and split.fold is None:
-        return _run_folds(config, address, chosen, split.folds)
+        with hold_workdir(config.run.workdir):
+            return _run_folds(config, address, chosen, split.folds)
     chain = _Chain(config, address)
-    chain.write_config()
-    for stage in STAGES:
-        getattr(chain, f"_{stage}")(stage in chosen)
-        if stage == chosen[-1]:
-            break
+    with hold_workdir(config.run.workdir) as check_lock:
+        chain.write_config()
+        for stage in STAGES:
+            check_lock()
+            try:
+                getattr(chain, f"_{stage}")(stage in chosen)
+            except MtrecError:
+                raise
+            except Exception as error:
+                raise _explain(error, stage, config.run.workdir) from error
+            if stage == chosen[-1]:
+                break
     outcome = chain.outcome
     if not outcome.done:
         event(logger, "run.nothing_to_do", up_to_date=",".join(outcome.skipped))
@@ -388,6 +398,16 @@ class _Chain:
         """Give a section of the configuration without what only changes speed."""
         tree: dict[str, Any] = getattr(self.config, name).model_dump(mode="json")
         return {key: value for key, value in tree.items() if key not in _SPEED.get(name, set())}
+
+
+def _explain(error: Exception, stage: str, workdir: str) -> BaseException:
+    """Give the error of ours behind what a stage raised, also in another process; else itself."""
+    from mtrec.rayrun import find_cause
+
+    cause = find_cause(error)
+    if isinstance(cause, OSError):
+        return storage.explain(cause, f"finish {stage}", workdir) or error
+    return cause
 
 
 def _dump(section: Any) -> Any:

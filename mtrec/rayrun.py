@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 import ray
 from ray.data import DataContext, ExecutionResources
+from ray.exceptions import RayError
 
 from mtrec.config import RayConfig
-from mtrec.errors import ConfigError
+from mtrec.errors import ConfigError, MtrecError
 
 Result = TypeVar("Result")
 
@@ -101,10 +102,31 @@ def call_in_tasks(
             yield ray.get(running[0])
             running.pop(0)
     except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
+        raise find_cause(error) from error
     finally:
         for reference in running:
             ray.cancel(reference, recursive=True)
+
+
+def find_cause(error: BaseException) -> BaseException:
+    """Give the error of ours, or of the storage, behind what Ray raised; else the error itself."""
+    waiting, seen = [error], set[int]()
+    for candidate in waiting:
+        if isinstance(candidate, MtrecError | OSError) and not isinstance(candidate, RayError):
+            message, advice, _ = str(candidate).partition(_RAY_ADVICE)
+            ours = isinstance(candidate, MtrecError) and advice
+            return type(candidate)(message) if ours else candidate
+        if id(candidate) not in seen:
+            seen.add(id(candidate))
+            inner = [getattr(candidate, name, None) for name in _INNER]
+            inner += getattr(candidate, "worker_failures", {}).values()
+            waiting += [each for each in inner if isinstance(each, BaseException)]
+    return error
+
+
+# Where Ray's exceptions keep the one that they stand for.
+_INNER = ("cause", "_base_exc", "controller_failure", "__cause__")
+_RAY_ADVICE = "\nFailed to apply UDF"
 
 
 def cluster_gpus() -> float:
@@ -128,6 +150,8 @@ def _configure_data() -> None:
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources.for_limits()
     context.read_op_min_num_blocks = 4
+    # Else an error in a task reaches the driver as text only.
+    context.raise_original_map_exception = True
     # Advice on `memory=` for operators that users cannot change.
     context.issue_detectors_config.detectors = []
     for name in ("ray", "ray.data"):

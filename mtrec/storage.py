@@ -6,6 +6,7 @@ is garbage that the next run removes. Local folders are written beside their pla
 Nothing here knows what is inside an artifact.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -254,6 +255,31 @@ def write_artifact(
             if not resumable:
                 remove(work)
         raise
+
+
+def explain(error: OSError, doing: str, place: str) -> ArtifactError | None:
+    """Turn a failure of the storage into an error with the remedy; None if it is something else.
+
+    Args:
+        error: what reading or writing raised, here or in another process.
+        doing: what was being done, as it stands after "cannot ".
+        place: the folder or URI that the user configured.
+    """
+    # pyarrow's object stores give no error number, and several lines of their own workings.
+    text = error.strerror or (str(error).splitlines() or [""])[0][:300]
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        remedy = "make room there, or set run.workdir to a larger disk"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "set run.workdir to a folder that can be written to"
+    elif error.errno in (errno.EIO, errno.ESTALE):
+        remedy = "look at the disk or the network drive"
+    elif error.errno is None and type(error) is OSError and not is_local(place):
+        remedy = "look at the network, the endpoint and the credentials (AWS_* variables)"
+    else:
+        return None
+    return ArtifactError(
+        f"cannot {doing} at {place}: {text}\n{remedy}; then run again: what was finished is kept"
+    )
 
 
 class ArtifactWriter:

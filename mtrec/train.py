@@ -25,13 +25,13 @@ from mtrec.config import Config
 from mtrec.configfile import parse_config
 from mtrec.data.dataset import read_table
 from mtrec.data.features import FeatureTransform
-from mtrec.errors import ArtifactError, MtrecError
+from mtrec.errors import ArtifactError
 from mtrec.model.fit import TrainState, start_state, train_epoch
 from mtrec.model.loading import load_training_data, open_store, text_rows
 from mtrec.model.network import build_model
 from mtrec.model.validation import monitored, validate
 from mtrec.progress import follow
-from mtrec.rayrun import cluster_cpus, cluster_gpus
+from mtrec.rayrun import cluster_cpus, cluster_gpus, find_cause
 from mtrec.runlog import configure_logging, event
 
 logger = logging.getLogger("mtrec.train")
@@ -81,7 +81,7 @@ def train(
         try:
             result = trainer.fit()
         except Exception as error:
-            raise _cause(error) from error
+            raise find_cause(error) from error
     state = _best_state(result)
     chosen = state["history"][state["epoch"] - 1]
     event(
@@ -195,7 +195,9 @@ def _report(state: TrainState, weights: dict[str, torch.Tensor], score: float, r
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        torch.save({**state.state_dict(), "export": weights}, os.path.join(folder, _STATE))
+        # Through a file of ours: torch's own says neither "disk full" nor where.
+        with open(os.path.join(folder, _STATE), "wb") as file:
+            torch.save({**state.state_dict(), "export": weights}, file)
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
@@ -280,17 +282,3 @@ def _export(
         key=key,
         parents=parents,
     )
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Find the error of ours inside what Ray Train raised."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, MtrecError):
-            return seen
-        for inner in getattr(seen, "worker_failures", {}).values():
-            found = _cause(inner)
-            if isinstance(found, MtrecError):
-                return found
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
