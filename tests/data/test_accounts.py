@@ -76,14 +76,20 @@ def test_the_place_of_a_row_tells_its_file(tmp_path: Path) -> None:
 def test_bounds_that_clip_are_kept_and_all_are_told(tmp_path: Path) -> None:
     accounts = make(tmp_path)
     accounts.count_outliers("items", "price", (1.0, 9.0), 3)
-    accounts.count_outliers("items", "size", (float("-inf"), float("inf")), 0)
+    accounts.count_outliers("items", "size", (2.0, float("inf")), 0)
     assert accounts.bounds == {"items": {"price": (1.0, 9.0)}}
     told = accounts.report["outliers"]["items"]
     assert told["price"] == {
         **{"method": "iqr", "action": "clip"},
         **{"low": 1.0, "high": 9.0, "found": 3},
     }
-    assert told["size"]["low"] is None and told["size"]["high"] is None
+    assert told["size"]["low"] == 2.0 and told["size"]["high"] is None
+
+
+def test_bounds_that_only_count_do_not_clip(tmp_path: Path) -> None:
+    accounts = make(tmp_path)
+    accounts.count_outliers("items", "size", (2.0, 3.0), 1)
+    assert accounts.bounds == {}
 
 
 def test_examples_are_read_only_if_too_many_rows_are_set_aside(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from mtrec.configfile import parse_config
 from mtrec.data import clean, splits
 from mtrec.data.features import FeatureTransform, fit_transform
 from mtrec.data.histories import Histories
-from mtrec.data.parts import check_labels, finish_part, limit_part, order_part
+from mtrec.data.parts import check_labels, finish_part, limit_part, order_part, set_aside
 from mtrec.errors import DataError
 
 
@@ -330,6 +330,14 @@ def test_outliers_are_treated_as_configured(action, ratings, aside):
     assert after.tally.outliers == {"rating": 1}
     assert after.tally.kept == 3 - len(aside)
     assert after.tally.rejected.total() == len(aside)
+
+
+def test_a_row_with_two_reasons_is_set_aside_once_with_the_first():
+    rows = make_events([("u", "x", 1.0), ("u", "y", 2.0), ("u", "z", 3.0)])
+    marked = {"late": np.array([True, False, True]), "odd": np.array([True, True, False])}
+    aside = set_aside(rows, marked)
+    assert aside["_place"].to_pylist() == [0, 1, 2]
+    assert aside["_reason"].to_pylist() == ["late", "odd", "late"]
 
 
 def test_statistics_are_those_of_clipped_numbers():
