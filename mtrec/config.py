@@ -147,6 +147,10 @@ class InteractionsTable(_Table):
     """Column with the item's id."""
     timestamp: str | None = None
     """Column with the time: seconds since 1970 or ISO 8601; without it the order is the file's."""
+    latest_time: datetime | None = None
+    """Events after this moment are set aside as being in the future, say `2026-11-25` for a log
+    that ends before (UTC unless it says otherwise). By default only those after the year 2099 are:
+    a bound that follows the clock would give another dataset on another day."""
     split: str | None = None
     """Column that holds train, validation or test, for `split.method: column`."""
 

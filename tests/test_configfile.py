@@ -239,3 +239,13 @@ def test_a_misspelt_key_comes_before_the_missing_one() -> None:
     tree = {"data": {"interactions": {"path": "x"}}, "task": []}
     with pytest.raises(ConfigError, match=r'unknown key task; did you mean "tasks"\?\nmissing'):
         parse_config(tree)
+
+
+@pytest.mark.parametrize("value", ["2026-11-25", "2026-11-25T12:00:00+08:00", "1764000000"])
+def test_a_moment_may_be_a_day_a_time_or_seconds_and_is_written_back(tmp_path, value):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tree()))
+    config = load_config(path, [f"data.interactions.latest_time={value}"])
+    assert config.data.interactions.latest_time is not None
+    path.write_text(dump_config(config))
+    assert load_config(path) == config

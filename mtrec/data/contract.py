@@ -6,7 +6,7 @@ by a reader, so that one bad value costs one row. Pure Arrow; it compares no two
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -45,7 +45,13 @@ REJECTED = pa.schema(
 )
 
 NOT_UTF8 = "is not UTF-8 text"
+NOT_FINITE = "is not finite"
 
+JOINT = ", "
+"""What joins the parts of a text that comes as a list, as in templates."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _NOT_FINITE = r"(?i)^[+-]?(nan|inf|infinity)$"
 _WHOLE = r"^[+-]?[0-9]+$"
@@ -120,15 +126,15 @@ def mark(table: pa.Table, config: Table, known: Mapping[str, pa.Array] | None = 
         known: id column -> ids (N,) of the items or users table; rows with others are rejected.
     """
     rows = table.num_rows
+    raw = {name: _plain(table.column(name)) for name in source_columns(config)}
     columns: dict[str, pa.Array] = {}
     problems: Problems = []
-    for name in source_columns(config):
-        values = _plain(table.column(name))
+    for name, values in raw.items():
         if name in id_columns(config):
             flags = table.column(INTEGER + name) if INTEGER + name in table.column_names else None
             columns[name], columns[INTEGER + name], found = _cast_id(values, config.id_type, flags)
         elif name == "timestamp":
-            columns[name], found = _cast_time(values)
+            columns[name], found = _cast_time(values, _latest_time(config))
         elif name == "split":
             columns[name], found = _cast_split(values)
         else:
@@ -147,7 +153,7 @@ def mark(table: pa.Table, config: Table, known: Mapping[str, pa.Array] | None = 
     if ROW in table.column_names:
         texts = pc.if_else(rejected, _plain(table.column(ROW)), pa.scalar(None, pa.string()))
     else:
-        texts = _rows_as_json(table, config, rejected)
+        texts = _rows_as_json(raw, config, rejected)
     columns[PLACE] = table.column(PLACE)
     columns[SOURCE] = table.column(SOURCE)
     columns[ROW], columns[REASON] = texts, reasons
@@ -162,6 +168,10 @@ def _cast(values: pa.Array, column: Column) -> tuple[pa.Array, Problems]:
                 problems.append((_true(pc.less(cast, column.min)), f"is below {column.min:g}"))
             if column.max is not None:
                 problems.append((_true(pc.greater(cast, column.max)), f"is above {column.max:g}"))
+        case TextColumn() if _is_list(values.type):
+            lists, problems = _cast_categories(values, "")
+            joined = pc.binary_join(lists, JOINT)
+            cast = _where(_true(pc.not_equal(joined, "")), joined, pa.string())
         case CategoryColumn() | TextColumn():
             cast, problems = _cast_text(values)
         case CategoriesColumn():
@@ -188,9 +198,16 @@ def _cast_id(
     elif _is_text(kind):
         text, undecodable = _as_text(values)
         integer = _true(_plain(flags)) if flags is not None else np.zeros(len(values), bool)
+    elif pa.types.is_decimal(kind) and kind.scale == 0:
+        # How some databases export large whole numbers; answers write such ids as text.
+        text, undecodable = pc.cast(values, pa.string()), np.zeros(len(values), bool)
+        integer = undecodable
     else:
         return _nothing(
-            values, pa.string(), integer=True, problem=f"is {kind}, expected text or a whole number"
+            values,
+            pa.string(),
+            integer=True,
+            problem=f"is {_name(kind)}, expected text or a whole number",
         )
     problems: Problems = [
         (undecodable, NOT_UTF8),
@@ -229,32 +246,55 @@ def _as_integers(text: pa.Array, usable: NDArray[np.bool_]) -> tuple[pa.Array, P
     ]
 
 
-def _cast_time(values: pa.Array) -> tuple[pa.Array, Problems]:
+def _latest_time(config: Table) -> tuple[float, str]:
+    """Give the time that no event may reach, in seconds since 1970, and what to call that."""
+    latest = config.latest_time if isinstance(config, InteractionsTable) else None
+    if latest is None:
+        return LATEST_TIME, "is after the year 2099 (expected: seconds since 1970 or ISO 8601)"
+    aware = latest if latest.tzinfo is not None else latest.replace(tzinfo=UTC)
+    # The bound itself is admitted.
+    seconds = np.nextafter((aware - _EPOCH).total_seconds(), np.inf)
+    return float(seconds), f"is in the future: after latest_time, {aware.isoformat()}"
+
+
+def _cast_time(values: pa.Array, latest: tuple[float, str]) -> tuple[pa.Array, Problems]:
     """Give seconds since 1970 (float64) from numbers, ISO 8601 text or Arrow times."""
     problems: Problems
-    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
-        # Nanoseconds lie within int64 for the years that are admitted below.
-        micros = pc.cast(pc.cast(values, pa.timestamp("us"), safe=False), pa.int64())
-        seconds, problems = pc.divide(pc.cast(micros, pa.float64()), 1e6), []
+    kind = values.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        seconds, problems = _seconds(values), []
+    elif pa.types.is_boolean(kind) or pa.types.is_time(kind):
+        seconds, problems = _nothing(
+            values, pa.float64(), problem=f"is {_name(kind)}, expected a time"
+        )
     else:
         seconds, problems = _cast_number(values)
-        if _is_text(values.type):
+        parsed = pa.nulls(len(values), pa.float64())
+        if _is_text(kind):
             parsed = _parse_iso(values, _any(problems, len(values)))
-            known = _true(pc.is_valid(parsed))
-            seconds = pc.coalesce(seconds, parsed)
-            problems = [
-                (mask & ~known, text.replace("a number", "a time")) for mask, text in problems
-            ]
+        known = _true(pc.is_valid(parsed))
+        seconds = pc.coalesce(seconds, parsed)
+        problems = [(mask & ~known, text.replace("a number", "a time")) for mask, text in problems]
     missing = _true(pc.is_null(seconds)) & ~_any(problems, len(values))
+    bound, too_late = latest
     problems += [
         (missing, "is missing"),
-        (_true(pc.less(seconds, 0.0)), "is negative"),
-        (
-            _true(pc.greater_equal(seconds, LATEST_TIME)),
-            "is after the year 2099 (expected: seconds since 1970 or ISO 8601)",
-        ),
+        (_true(pc.less(seconds, 0.0)), "is negative, before 1970"),
+        (_true(pc.greater_equal(seconds, bound)), too_late),
     ]
     return seconds, problems
+
+
+def _seconds(values: pa.Array) -> pa.Array:
+    """Give seconds since 1970 of Arrow times; those far out of range stay far out of range."""
+    kind = values.type
+    if pa.types.is_date32(kind):
+        return pc.multiply(pc.cast(pc.cast(values, pa.int32()), pa.float64()), 86_400.0)
+    counts, unit = pc.cast(values, pa.int64()), "ms" if pa.types.is_date64(kind) else kind.unit
+    if unit == "ns":
+        # Float64 holds microseconds of this century to the last one, nanoseconds it does not.
+        counts, unit = pc.divide(counts, 1000), "us"
+    return pc.divide(pc.cast(counts, pa.float64(), safe=False), _PER_SECOND[unit])
 
 
 def _parse_iso(values: pa.Array, rows: NDArray[np.bool_]) -> pa.Array:
@@ -266,7 +306,7 @@ def _parse_iso(values: pa.Array, rows: NDArray[np.bool_]) -> pa.Array:
         except ValueError:
             continue
         aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-        seconds[row] = (aware - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
+        seconds[row] = (aware - _EPOCH).total_seconds()
     return pa.array(seconds, pa.float64())
 
 
@@ -295,9 +335,9 @@ def _cast_number(values: pa.Array) -> tuple[pa.Array, Problems]:
         numbers = pc.cast(as_ints, pa.float64(), safe=False)
         infinite, problems = np.zeros(len(values), bool), []
     else:
-        return _nothing(values, pa.float64(), problem=f"is {kind}, expected a number")
+        return _nothing(values, pa.float64(), problem=f"is {_name(kind)}, expected a number")
     not_finite = infinite | _true(pc.invert(pc.is_finite(numbers)))
-    problems.append((not_finite, "is not finite"))
+    problems.append((not_finite, NOT_FINITE))
     return _where(~not_finite, numbers, pa.float64()), problems
 
 
@@ -305,9 +345,11 @@ def _cast_text(values: pa.Array) -> tuple[pa.Array, Problems]:
     """Give text; empty and blank cells become null."""
     kind = values.type
     undecodable = np.zeros(len(values), bool)
+    not_finite = np.zeros(len(values), bool)
     if _is_text(kind):
         text, undecodable = _as_text(values)
     elif pa.types.is_floating(kind):
+        not_finite = _true(pc.invert(pc.is_finite(values)))
         # A whole number in a float column (integers with gaps) is written as one.
         text = pa.array(
             [None if x is None else f"{x:.15g}" for x in values.to_pylist()], pa.string()
@@ -315,20 +357,23 @@ def _cast_text(values: pa.Array) -> tuple[pa.Array, Problems]:
     elif _is_numeric(kind) or pa.types.is_null(kind) or pa.types.is_temporal(kind):
         text = pc.cast(values, pa.string())
     else:
-        return _nothing(values, pa.string(), problem=f"is {kind}, expected one value")
+        return _nothing(values, pa.string(), problem=f"is {_name(kind)}, expected one value")
     nul = _true(pc.match_substring(text, "\0"))
     blank = _true(pc.equal(pc.utf8_trim_whitespace(text), ""))
-    problems = [(undecodable, NOT_UTF8), (nul, "holds a NUL character")]
+    problems = [
+        (undecodable, NOT_UTF8),
+        (nul, "holds a NUL character"),
+        (not_finite, NOT_FINITE),
+    ]
     return _where(~blank, text, pa.string()), problems
 
 
 def _cast_categories(values: pa.Array, separator: str) -> tuple[pa.Array, Problems]:
     """Give lists of text, parts trimmed, empty parts left out; a missing cell is an empty list."""
     kind = values.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        lists = pc.cast(values, pa.list_(kind.value_type))
-        given = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-        flat, problems = _cast_text(lists.flatten())
+    if _is_list(kind):
+        given = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+        flat, problems = _cast_text(values.flatten())
     elif _is_text(kind) or pa.types.is_null(kind):
         text, problems = _cast_text(values)
         lists = pc.split_pattern(text, separator)
@@ -338,7 +383,7 @@ def _cast_categories(values: pa.Array, separator: str) -> tuple[pa.Array, Proble
     else:
         empty = pa.array([[]] * len(values), pa.list_(pa.string()))
         wrong = _true(pc.is_valid(values))
-        return empty, [(wrong, f"is {kind}, expected text or a list")]
+        return empty, [(wrong, f"is {_name(kind)}, expected text or a list")]
     owner = np.repeat(np.arange(len(values)), given)
     kept = _true(pc.is_valid(flat))
     offsets = np.zeros(len(values) + 1, np.int32)
@@ -352,37 +397,80 @@ def _cast_categories(values: pa.Array, separator: str) -> tuple[pa.Array, Proble
     return result, by_row
 
 
-def _rows_as_json(table: pa.Table, config: Table, rejected: pa.Array) -> pa.Array:
+def join_texts(parts: Iterable[str]) -> str:
+    """Make one text of a list's, leaving out blank ones."""
+    return JOINT.join(part for part in parts if part.strip())
+
+
+def _rows_as_json(raw: Mapping[str, pa.Array], config: Table, rejected: pa.Array) -> pa.Array:
     """Write the rejected rows as JSON objects, null for the others."""
     names = source_columns(config)
-    texts: list[str | None] = [None] * table.num_rows
-    where = np.flatnonzero(_true(rejected)).tolist()
-    rows = table.select(list(names)).take(pa.array(where, pa.int64())).to_pylist()
-    for position, row in zip(where, rows, strict=True):
-        told = {names[name]: value for name, value in row.items()}
-        texts[position] = json.dumps(told, ensure_ascii=False, default=str)
+    texts: list[str | None] = [None] * len(rejected)
+    where = np.flatnonzero(_true(rejected))
+    values = {names[name]: _values(column.take(pa.array(where))) for name, column in raw.items()}
+    for number, position in enumerate(where.tolist()):
+        told = {name: column[number] for name, column in values.items()}
+        texts[position] = json.dumps(told, ensure_ascii=False, default=_tell)
     return pa.array(texts, pa.string())
 
 
+def _values(column: pa.Array) -> list[object]:
+    """Give Python values; times that Python has no form for as the numbers behind them."""
+    try:
+        found: list[object] = column.to_pylist()
+    except (OverflowError, ValueError):
+        found = column.view(f"int{column.type.bit_width}").to_pylist()
+    return found
+
+
+def _tell(value: object) -> str:
+    """Write a value that JSON has no form for; bytes that are no text stay visible."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
 def _plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Give one array without dictionary encoding or wide offsets."""
+    """Give one array without dictionaries, views or wide offsets, also inside lists.
+
+    Text with bytes that are not UTF-8, which Parquet may hold, becomes binary.
+    """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type):
-        array = pc.cast(array, pa.string())
+    plain = _plain_type(array.type)
+    if plain != array.type:
+        array = pc.cast(array, plain)
+    value = plain.value_type if pa.types.is_list(plain) else plain
+    if pa.types.is_string(value):
+        try:
+            array.validate(full=True)
+        except pa.ArrowInvalid:
+            return pc.cast(array, pa.list_(pa.binary()) if value != plain else pa.binary())
     return array
 
 
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    # Not list views, of which pyarrow 26 casts some to empty lists: their rows are set aside.
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return pa.list_(_plain_type(kind.value_type)) if any(is_(kind) for is_ in lists) else kind
+
+
+def _name(kind: pa.DataType) -> str:
+    """Name a type for a reason; what is inside a list differs from writer to writer."""
+    return str(kind).split("<", maxsplit=1)[0] if pa.types.is_nested(kind) else str(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind))
+
+
 def _is_text(kind: pa.DataType) -> bool:
-    checks: tuple[Callable[[pa.DataType], bool], ...] = (
-        pa.types.is_string,
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-    )
-    return any(test(kind) for test in checks)
+    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind))
 
 
 def _is_numeric(kind: pa.DataType) -> bool:
