@@ -1,12 +1,13 @@
 """CSV lines as records: which lines belong together, into which fields they fall, what is broken.
 
-Follows RFC 4180 with two additions: any character may be the delimiter, and a record that cannot be
-split costs its first line only, with the reason, after which splitting goes on with the next line.
-Lines without a quote, nearly all of them, are split column-wise by Arrow. Reads no files.
+Follows RFC 4180 with three additions: any character may be the delimiter; a record that cannot be
+split costs its first line only, with the reason, after which splitting goes on with the next line;
+and a quote that swallowed other rows before it met one that closes it counts as never closed. Lines
+without a quote, nearly all of them, are split column-wise by Arrow. Reads no files.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,7 +20,7 @@ MAX_RECORD_BYTES = 1 << 20
 
 _NOT_CLOSED = "row has a quote that is not closed"
 _GARBAGE = "row has text after a closing quote"
-_CLOSED_FIELD = re.compile(r'"[^"]*(?:""[^"]*)*"(?!")')
+_INSIDE = re.compile(r'[^"]*(?:""[^"]*)*')
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,20 @@ class Records:
 
 
 class Splitter:
-    """Splits lines into records and records into columns, for one delimiter."""
+    """Splits lines into records and records into columns.
 
-    def __init__(self, delimiter: str) -> None:
+    Args:
+        delimiter: what stands between two fields.
+        num_fields: how many fields a record should have; None where that is not known yet.
+        one_line: positions of fields in which a line end has no place: ids, numbers, times.
+    """
+
+    def __init__(
+        self, delimiter: str, *, num_fields: int | None = None, one_line: Collection[int] = ()
+    ) -> None:
         self._delimiter = delimiter
+        self._num_fields = num_fields
+        self._one_line = one_line
         other = re.escape(delimiter)
         self._field = re.compile(
             rf'(?:"([^"]*(?:""[^"]*)*)"|([^"{other}][^{other}]*)?)({other}|\Z)', re.DOTALL
@@ -152,31 +163,81 @@ class Splitter:
 
         None: the lines end within the record.
         """
-        first = text = lines[start]
-        for stop in range(start + 1, len(lines) + 1):
-            # Only a line with a quote can close the field.
-            if stop == start + 1 or '"' in lines[stop - 1]:
-                fields = self._fields(text.rstrip("\r\n"))
-                if isinstance(fields, list):
-                    return text.rstrip("\r\n"), fields, None, stop - start
-                if fields == "garbage":
-                    reason = _GARBAGE if stop == start + 1 else _NOT_CLOSED
-                    return first.rstrip("\r\n"), None, reason, 1
-            if len(text) > MAX_RECORD_BYTES:
-                return first.rstrip("\r\n"), None, _NOT_CLOSED, 1
-            if stop < len(lines):
-                text += lines[stop]
+        first = lines[start].rstrip("\r\n")
+        fields, open_field, size = list[str](), list[str](), 0
+        for number in range(start, len(lines)):
+            state = self._scan(lines[number], fields, open_field)
+            size += len(lines[number])
+            if state == "garbage":
+                return first, None, _GARBAGE if number == start else _NOT_CLOSED, 1
+            if state == "whole":
+                used = number + 1 - start
+                if used > 2 and self._swallows(fields, lines[start + 1 : number]):
+                    return first, None, _NOT_CLOSED, 1
+                return "".join(lines[start : number + 1]).rstrip("\r\n"), fields, None, used
+            # The second bound keeps lines that each close a field and open another from making one
+            # record after the other of a whole megabyte.
+            if size > MAX_RECORD_BYTES or len(fields) > 2 * (self._num_fields or size):
+                return first, None, _NOT_CLOSED, 1
         return None
 
-    def _fields(self, text: str) -> list[str] | Literal["open", "garbage"]:
-        """Split one record; tell when a quote is open at its end or closed too early."""
-        fields, place = list[str](), 0
+    def _swallows(self, fields: Sequence[str], inner: Sequence[str]) -> bool:
+        """Tell whether a record of several lines is wrong as it is and has rows inside it.
+
+        Inside is what lies between the line that opens it and the one that closes it.
+        """
+        if self._num_fields is None:
+            return False
+        fits = len(fields) == self._num_fields and not any(
+            "\n" in fields[position] or "\r" in fields[position] for position in self._one_line
+        )
+        return not fits and any(self._is_row(line) for line in inner)
+
+    def _is_row(self, line: str) -> bool:
+        fields = list[str]()
+        whole = self._scan(line, fields, []) == "whole"
+        return whole and len(fields) == self._num_fields and fields != [""]
+
+    def _scan(
+        self, line: str, fields: list[str], open_field: list[str]
+    ) -> Literal["whole", "open", "garbage"]:
+        """Read one more line of a record; each line is looked at once.
+
+        Args:
+            line: the line with its end.
+            fields: gets the fields that end on the line.
+            open_field: the lines so far of a quoted field that is open, empty where none is.
+        """
+        body, place = line.rstrip("\r\n"), 0
+        if open_field:
+            end = _inside(line, 0)
+            open_field.append(line[:end])
+            if end == len(line):
+                return "open"
+            fields.append("".join(open_field).replace('""', '"'))
+            open_field.clear()
+            if end + 1 == len(body):
+                return "whole"
+            if body[end + 1] != self._delimiter:
+                return "garbage"
+            place = end + 2
         while True:
-            match = self._field.match(text, place)
+            match = self._field.match(body, place)
             if match is None:
-                return "garbage" if _CLOSED_FIELD.match(text, place) else "open"
-            quoted, plain, end = match.groups()
+                end = _inside(line, place + 1)
+                if end < len(line):
+                    return "garbage"
+                open_field.append(line[place + 1 :])
+                return "open"
+            quoted, plain, delimiter = match.groups()
             fields.append(quoted.replace('""', '"') if quoted is not None else plain or "")
             place = match.end()
-            if not end:
-                return fields
+            if not delimiter:
+                return "whole"
+
+
+def _inside(line: str, start: int) -> int:
+    """Give where the text of a quoted field ends: at its closing quote, or at the line's end."""
+    match = _INSIDE.match(line, start)
+    assert match is not None, "the pattern matches the empty text"
+    return match.end()

@@ -47,6 +47,25 @@ def test_a_reason_known_before_covers_the_whole_quoted_record():
     assert splitter.columns(records, HEADER, WANTED)[0]["a"].to_pylist() == [None, "2"]
 
 
+@pytest.mark.parametrize(
+    ("text", "rows", "reason"),
+    [
+        ('"a,b\nc,d\ne,f"\n', [("c", "d"), ("e", 'f"')], "row has a quote that is not closed"),
+        ('"a\nb"\n', [], "wrong number of fields, expected 2"),
+        ('"a\nb",c\n', [("a\nb", "c")], None),
+        ('a,"b\nc,d\n"\n', [("a", "b\nc,d\n")], None),
+    ],
+    ids=["rows inside", "one record", "a line end in an id", "rows inside a text"],
+)
+def test_a_record_that_is_wrong_and_has_rows_inside_was_never_closed(text, rows, reason):
+    splitter = Splitter(",", num_fields=2, one_line=[0])
+    records, _ = splitter.split(text.splitlines(keepends=True), {}, last=True)
+    columns, reasons = splitter.columns(records, HEADER, WANTED)
+    pairs = zip(columns["a"].to_pylist(), columns["b"].to_pylist(), strict=True)
+    assert [pair for pair, found in zip(pairs, reasons, strict=True) if found is None] == rows
+    assert [found for found in reasons if found] == ([reason] if reason else [])
+
+
 @given(st.text(st.sampled_from('ab,"\n\r'), max_size=30))
 def test_every_line_that_is_not_blank_is_part_of_some_record(text):
     lines = text.splitlines(keepends=True)
