@@ -9,6 +9,7 @@ workers.
 import codecs
 import fnmatch
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -20,8 +21,17 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from mtrec import storage
-from mtrec.config import CategoriesColumn, NumberColumn
-from mtrec.data.contract import INTEGER, PLACE, REASON, ROW, SOURCE, Table, id_columns
+from mtrec.config import CategoriesColumn, NumberColumn, TextColumn
+from mtrec.data.contract import (
+    INTEGER,
+    PLACE,
+    REASON,
+    ROW,
+    SOURCE,
+    Table,
+    id_columns,
+    join_texts,
+)
 from mtrec.data.contract import source_columns as _source_columns
 from mtrec.data.records import Splitter
 from mtrec.errors import ConfigError, DataError
@@ -79,6 +89,8 @@ def input_files(config: Table, root: str) -> list[tuple[str, str, int, float]]:
         depth = next(n for n, part in enumerate(inner.split("/")) if any(c in part for c in "*?["))
         base = "/".join(inner.split("/")[:depth])
         infos = [info for info in _walk(system, base) if _matches(info.path, inner)]
+        if not _is_hidden(inner[len(base) :]):
+            infos = [info for info in infos if not _is_hidden(info.path[len(base) :])]
     else:
         info = system.get_file_info(inner)
         if info.type == fs.FileType.File:
@@ -160,25 +172,28 @@ def read(piece: Piece, config: Table) -> Iterator[pa.Table]:
 
 
 def _line_chunks(piece: Piece, encoding: str) -> Iterator[tuple[list[bytes], bool]]:
-    """Yield whole lines with their ends, and whether they are the last; a BOM is taken off."""
+    """Yield whole lines with their ends, and whether they are the last.
+
+    A byte order mark at a line's start is taken off: files that were put together have several.
+    """
     decoder = _transcoder(encoding)
-    carry, first = b"", True
+    carry = b""
     with _open(piece) as stream:
         while True:
             data = stream.read(CHUNK_BYTES)
             last = not data
             if decoder is not None:
                 data = decoder.decode(data, last).encode("utf-8")
-            if first and len(carry) + len(data) >= len(_BOM):
-                carry, data, first = b"", (carry + data).removeprefix(_BOM), False
             data = carry + data
-            if last:
-                yield data.splitlines(keepends=True), True
-                return
             # A carriage return at the very end may be the first half of a line end.
             cut = max(data.rfind(b"\n"), data.rfind(b"\r", 0, len(data) - 1)) + 1
+            if last:
+                cut = len(data)
             carry = data[cut:]
-            yield data[:cut].splitlines(keepends=True), False
+            lines = data[:cut].splitlines(keepends=True)
+            yield [line.removeprefix(_BOM) for line in lines] if _BOM in data else lines, last
+            if last:
+                return
 
 
 def _transcoder(encoding: str) -> codecs.IncrementalDecoder | None:
@@ -216,8 +231,13 @@ def _decode(lines: list[bytes], encoding: str) -> tuple[list[str], dict[int, str
 
 
 def _read_csv(piece: Piece, config: Table) -> Iterator[pa.Table]:
-    splitter = Splitter(config.delimiter)
     wanted = {name: piece.header.index(source) for name, source in _source_columns(config).items()}
+    one_line = [
+        position
+        for name, position in wanted.items()
+        if name not in config.columns or config.columns[name].kind == "number"
+    ]
+    splitter = Splitter(config.delimiter, num_fields=len(piece.header), one_line=one_line)
     row, header_seen, pending = 0, False, list[bytes]()
     for chunk, last in _line_chunks(piece, config.encoding):
         lines = pending + chunk
@@ -272,12 +292,9 @@ def _jsonl_table(
     values: dict[str, list[object]] = {name: [] for name in names}
     flags: dict[str, list[bool]] = {INTEGER + name: [] for name in id_columns(config)}
     for number, line in enumerate(lines):
-        tree: object = None
+        found: dict[str, Any] = {}
         if reasons[number] is None:
-            tree = _parse_json(line)
-            if not isinstance(tree, dict):
-                reasons[number] = "row is not JSON" if tree is None else "row is no JSON object"
-        found: dict[str, Any] = tree if isinstance(tree, dict) else {}
+            found, reasons[number] = _parse_json(line)
         for name, source in names.items():
             value, integer, problem = _from_json(name, found.get(source), config)
             values[name].append(value)
@@ -296,12 +313,31 @@ def _jsonl_table(
     return _table(columns, piece, row, pa.array(lines, pa.string()), reasons)
 
 
-def _parse_json(line: str) -> object:
-    """Give the value of one line; None where it is not JSON."""
+def _parse_json(line: str) -> tuple[dict[str, Any], str | None]:
+    """Give the object of one line, or an empty one and what is wrong with the line."""
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+        tree = json.loads(line, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        # The message of Python's parser for text behind a value that is whole.
+        more = error.msg == "Extra data"
+        return {}, "row has more after its JSON value" if more else "row is not JSON"
+    except RecursionError:
+        return {}, "row is JSON nested too deeply"
+    except ValueError:
+        # Python reads no integer of more than 4,300 digits.
+        return {}, "row has a JSON number of thousands of digits"
+    if isinstance(tree, _Repeated):
+        return {}, "row has a JSON key twice"
+    return (tree, None) if isinstance(tree, dict) else ({}, "row is no JSON object")
+
+
+class _Repeated:
+    """Stands for a JSON object with a key twice, of which one value would be lost."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Repeated:
+    tree = dict(pairs)
+    return tree if len(tree) == len(pairs) else _Repeated()
 
 
 def _from_json(name: str, value: object, config: Table) -> tuple[object, bool, str | None]:
@@ -316,13 +352,24 @@ def _from_json(name: str, value: object, config: Table) -> tuple[object, bool, s
         if isinstance(column, CategoriesColumn):
             return value.split(column.separator), False, None
         return value, False, None
-    if isinstance(value, list) and isinstance(column, CategoriesColumn):
+    if isinstance(value, list) and isinstance(column, CategoriesColumn | TextColumn):
         parts = [_from_json("", part, config) for part in value]
-        if any(isinstance(part[0], list) or part[2] for part in parts):
+        if any(isinstance(part, list | dict | _Repeated) for part in value):
             return None, False, "is a nested list"
-        return [part[0] for part in parts if part[0] is not None], False, None
+        problem = next((part[2] for part in parts if part[2]), None)
+        texts = [part[0] for part in parts if part[0] is not None]
+        is_text = isinstance(column, TextColumn)
+        return join_texts(map(str, texts)) if is_text else texts, False, problem
+    if isinstance(value, _Repeated):
+        return None, False, "has a JSON key twice"
     if isinstance(value, list | dict):
         return None, False, f"is a JSON {'list' if isinstance(value, list) else 'object'}"
+    if (
+        isinstance(value, float)
+        and not math.isfinite(value)
+        and not isinstance(column, NumberColumn)
+    ):
+        return None, False, "is not finite"
     if name in id_columns(config) and not integer:
         return None, False, "is a JSON number with a fraction or a Boolean"
     if isinstance(value, bool):
@@ -335,16 +382,25 @@ def _from_json(name: str, value: object, config: Table) -> tuple[object, bool, s
 
 
 def _first_keys(piece: Piece, config: Table) -> list[str] | None:
-    """List the keys of the first rows; None if there is no row that is an object."""
+    """List the keys of the first rows; None if there is no row that is an object.
+
+    Raises:
+        DataError: the file is one JSON value over several lines.
+    """
     keys: dict[str, None] = {}
-    seen = 0
+    first, seen = "", 0
     for chunk, _ in _line_chunks(piece, config.encoding):
         for text in _decode(chunk[: LINES_FOR_KEYS - seen], config.encoding)[0]:
-            tree = _parse_json(text)
-            keys |= dict.fromkeys(tree) if isinstance(tree, dict) else {}
+            first = first or text.strip()
+            keys |= dict.fromkeys(_parse_json(text)[0])
         seen += len(chunk)
         if seen >= LINES_FOR_KEYS:
             break
+    if not keys and (first.startswith("[") or first == "{"):
+        raise DataError(
+            f"{piece.name} starts with {first[:1]} and has no line that is a JSON object\n"
+            "expected JSON Lines: one object a line, without brackets or commas around them"
+        )
     return list(keys) or None
 
 
@@ -361,16 +417,7 @@ def _plan_parquet(piece: Piece, config: Table) -> list[Piece]:
         groups.append(number)
         rows += size
         if rows - first >= ROWS_PER_PIECE or number == len(sizes) - 1:
-            pieces.append(
-                Piece(
-                    piece.path,
-                    piece.name,
-                    "parquet",
-                    piece.file,
-                    row_groups=tuple(groups),
-                    first_row=first,
-                )
-            )
+            pieces.append(replace(piece, row_groups=tuple(groups), first_row=first))
             groups, first = [], rows
     return pieces
 
@@ -388,10 +435,7 @@ def _read_parquet(piece: Piece, config: Table) -> Iterator[pa.Table]:
 
 def _open_parquet(piece: Piece) -> pq.ParquetFile:
     system, inner = storage.filesystem(piece.path)
-    try:
-        return pq.ParquetFile(system.open_input_file(inner))
-    except (pa.ArrowInvalid, OSError) as error:
-        _unreadable(piece, error)
+    return pq.ParquetFile(system.open_input_file(inner))
 
 
 # ---- common -------------------------------------------------------------------------------------
@@ -418,10 +462,7 @@ def _table(
 def _open(piece: Piece) -> Any:
     """Open a file for reading; `.gz` and the like are unpacked on the way."""
     system, inner = storage.filesystem(piece.path)
-    try:
-        return system.open_input_stream(inner)
-    except OSError as error:
-        _unreadable(piece, error)
+    return system.open_input_stream(inner)
 
 
 def _unreadable(piece: Piece, error: Exception) -> NoReturn:

@@ -1,4 +1,5 @@
 import csv
+import gzip
 import io
 import json
 
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mtrec.config import InteractionsTable
+from mtrec.config import InteractionsTable, ItemsTable
 from mtrec.data import readers
+from mtrec.data.records import Splitter
 from mtrec.errors import ConfigError, DataError
 
 HEADER = b"user_id,item_id\n"
@@ -104,15 +106,17 @@ cells = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(cells, cells), max_size=12))
-@example([("a\u2028b", "\x1c"), ('"', '""'), ("\r", "\n")])
+@example([("a\u2028b", "\x1c"), ('"', '""'), ("\r", "\n"), ("a\nb,c,d", "e")])
 def test_whatever_the_csv_module_writes_is_read_back(tmp_path_factory, rows):
     text = io.StringIO(newline="")
-    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([("user_id", "item_id"), *rows])
+    lines = [("user_id", "item_id", "a", "b"), *(("u", "i", *row) for row in rows)]
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows(lines)
     path = tmp_path_factory.mktemp("csv") / "x.csv"
     path.write_bytes(text.getvalue().encode())
-    # A row that equals the header cannot be told from a repeated one.
-    expected = [row for row in rows if row != ("user_id", "item_id")]
-    assert read_all(path)[0] == expected
+    table = table_config(path, columns={"a": {"kind": "category"}, "b": {"kind": "category"}})
+    (piece,) = readers.plan(table, ".")
+    read = [row for batch in readers.read(piece, table) for row in batch.to_pylist()]
+    assert [(row["a"], row["b"]) for row in read] == rows
 
 
 @pytest.mark.parametrize("size", [16, 17, 23, 64])
@@ -133,7 +137,7 @@ def test_places_number_the_rows_over_all_files(tmp_path):
     assert places == [0, 1, readers.PLACES_PER_FILE]
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "gb18030", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("encoding", ["latin-1", "gb18030", "utf-8-sig", "utf-16", "utf-16-le"])
 def test_declared_encodings_are_read(tmp_path, encoding):
     word = "café" if encoding == "latin-1" else "服装"
     path = write(tmp_path, f"user_id,item_id\n{word},b\n".encode(encoding))
@@ -150,6 +154,44 @@ def test_compressed_files_are_unpacked(tmp_path):
     with pa.output_stream(path) as stream:
         stream.write(HEADER + b"a,b\n")
     assert read_all(path) == ([("a", "b")], [])
+
+
+def test_compressed_files_that_were_put_together_are_read_to_the_last(tmp_path):
+    path = write(tmp_path, gzip.compress(HEADER + b"a,b\n") + gzip.compress(b"c,d"), "x.csv.gz")
+    assert read_all(path) == ([("a", "b"), ("c", "d")], [])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [gzip.compress(HEADER + b"a,b\n" * 1000)[:-10], HEADER, b"\x1f\x8bno"],
+    ids=["cut off", "not compressed", "broken"],
+)
+def test_a_compressed_file_that_cannot_be_unpacked_is_named(tmp_path, content):
+    with pytest.raises(DataError, match=r"cannot read .*x.csv.gz as csv"):
+        read_all(write(tmp_path, content, "x.csv.gz"))
+
+
+def test_a_row_is_not_taken_for_part_of_a_field_that_a_stray_quote_closes(tmp_path):
+    path = write(tmp_path, HEADER + b'"a,b\nc,d\ne,f"\ng,h\n')
+    good, bad = read_all(path)
+    assert good == [("c", "d"), ("e", 'f"'), ("g", "h")]
+    assert bad == [('"a,b', "row has a quote that is not closed")]
+
+
+@pytest.mark.parametrize("line", [b'a""b,c\n', b'5","x\n'], ids=["even", "one closed, one opened"])
+def test_quotes_that_are_open_for_long_cost_linear_time(tmp_path, line, monkeypatch):
+    scanned = 0
+    scan = Splitter._scan
+
+    def counted(self, *arguments):
+        nonlocal scanned
+        scanned += 1
+        return scan(self, *arguments)
+
+    monkeypatch.setattr(Splitter, "_scan", counted)
+    read_all(write(tmp_path, HEADER + b'"open,x\n' + line * 10_000))
+    # The header is looked for in the first chunk, then all is read.
+    assert scanned < 80_000
 
 
 def test_a_large_field_is_read_and_an_endless_quote_is_bounded(tmp_path):
@@ -173,7 +215,7 @@ def jsonl(tmp_path, *lines):
         ('{"user_id": true, "item_id": "i"}', "user_id is a JSON number with a fraction or a"),
         ('{"user_id": {"id": 1}, "item_id": "i"}', "user_id is a JSON object"),
         ('{"user_id": "\\ud800", "item_id": "i"}', "user_id holds half of a surrogate pair"),
-        ("[" * 100_000, "row is not JSON"),
+        ("[" * 100_000, "row is JSON nested too deeply"),
     ],
     ids=range(7),
 )
@@ -188,6 +230,24 @@ def test_a_broken_json_row_costs_itself_only(tmp_path, line, reason):
 def test_json_integers_of_any_size_keep_their_digits(tmp_path):
     path = jsonl(tmp_path, json.dumps({"user_id": 2**53 + 1, "item_id": 10**30}))
     assert read_all(path)[0] == [(str(2**53 + 1), str(10**30))]
+
+
+def test_a_json_list_is_one_text_where_a_text_is_wanted(tmp_path):
+    texts = [["喜欢购物", "喜欢打折"], ["a", None, " ", 3], [], ["b", ["c"]]]
+    path = jsonl(tmp_path, *(json.dumps({"item_id": "i", "text": text}) for text in texts))
+    table = ItemsTable(path=str(path), columns={"text": {"kind": "text"}})
+    (piece,) = readers.plan(table, ".")
+    batch = pa.concat_tables(readers.read(piece, table))
+    assert batch.column("text").to_pylist() == ["喜欢购物, 喜欢打折", "a, 3", "", None]
+    assert batch.column("_reason").to_pylist() == [None, None, None, "text is a nested list"]
+
+
+@pytest.mark.parametrize(
+    "content", ['[{"item_id": "i"},\n{"item_id": "j"}]', '{\n"item_id": "i"\n}']
+)
+def test_json_that_is_no_json_lines_is_refused_with_the_remedy(tmp_path, content):
+    with pytest.raises(DataError, match="expected JSON Lines: one object a line"):
+        read_all(write(tmp_path, content.encode(), "x.json"))
 
 
 def test_json_values_are_told_as_the_column_wants_them(tmp_path):
@@ -218,7 +278,8 @@ def test_parquet_is_cut_at_row_groups_and_numbered_through(tmp_path, monkeypatch
 
 
 def test_folders_and_globs_name_several_files(tmp_path):
-    for name in ("a/1.csv", "a/2.csv", "b/1.csv", "a/_temporary.csv", "a/.hidden.csv"):
+    hidden = ("a/_temporary.csv", "a/.hidden.csv", "a/_SUCCESS", "_temporary/1.csv")
+    for name in ("a/1.csv", "a/2.csv", "b/1.csv", *hidden):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path, HEADER, name)
 
@@ -229,6 +290,8 @@ def test_folders_and_globs_name_several_files(tmp_path):
     assert names("a") == ["a/1.csv", "a/2.csv"]
     assert names("*/1.csv") == ["a/1.csv", "b/1.csv"]
     assert names("**/1.csv") == ["a/1.csv", "b/1.csv"]
+    assert names("a/*") == ["a/1.csv", "a/2.csv"]
+    assert names("a/_*") == ["a/_SUCCESS", "a/_temporary.csv"]
     assert names("a/2.csv") == ["a/2.csv"]
 
 
