@@ -340,8 +340,9 @@ def assert_accounted(marked: pa.Table, expected: list[tuple[object, ...] | str])
     reasons = Counter(marked.filter(pc.invert(accepted)).column("_reason").to_pylist())
     assert reasons == Counter(row for row in expected if isinstance(row, str))
     good = [row for row in expected if not isinstance(row, str)]
-    stay, tally = order_part(valid, QUALITY)
-    assert tally.kept == stay.num_rows == len({row[:3] for row in good})
+    done = order_part(valid, QUALITY)
+    tally = done.tally
+    assert tally.kept == done.events.num_rows == len({row[:3] for row in good})
     assert tally.duplicates == len(good) - tally.kept
     assert marked.num_rows == tally.kept + tally.duplicates + reasons.total()
 
