@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
@@ -436,6 +436,51 @@ class SharedBottom(_Section):
     dropout: Fraction = 0.1
 
 
+class MMoEExperts(_Section):
+    kind: Literal["mmoe"]
+    num_experts: int = Field(4, ge=1, le=64)
+    """Experts, all of them shared; each task mixes them by a gate of its own."""
+    hidden: list[Annotated[int, Field(ge=1)]] = Field([128, 64], min_length=1)
+    """Widths of each expert's layers."""
+    dropout: Fraction = 0.1
+
+
+class PLEExperts(_Section):
+    kind: Literal["ple"]
+    num_shared: int = Field(2, ge=1, le=64)
+    """Experts in a level that every task reads."""
+    num_specific: int = Field(2, ge=1, le=64)
+    """Experts in a level for each task, which no other task reads."""
+    num_levels: int = Field(1, ge=1, le=8)
+    """Extraction levels; each has experts of its own."""
+    hidden: list[Annotated[int, Field(ge=1)]] = Field([128, 64], min_length=1)
+    """Widths of each expert's layers."""
+    dropout: Fraction = 0.1
+
+
+def _kind(*known: str) -> Discriminator:
+    """Tell a union's sections apart by `kind`; one that names none is of the first kind."""
+
+    def read(section: Any) -> Any:
+        if isinstance(section, dict):
+            return section.get("kind", known[0])
+        return getattr(section, "kind", None)
+
+    return Discriminator(
+        read,
+        custom_error_type="unknown_kind",
+        custom_error_message=f"expected a section whose kind is one of {', '.join(known)}",
+    )
+
+
+Experts = Annotated[
+    Annotated[SharedBottom, Tag("shared_bottom")]
+    | Annotated[MMoEExperts, Tag("mmoe")]
+    | Annotated[PLEExperts, Tag("ple")],
+    _kind("shared_bottom", "mmoe", "ple"),
+]
+
+
 class ModelConfig(_Section):
     embedding_dim: int = Field(64, ge=4, le=1024)
     """Width of user and item vectors."""
@@ -446,7 +491,8 @@ class ModelConfig(_Section):
     id_dropout: Fraction = 0.2
     """Share of collaborative item rows hidden in a step, so that content stands alone."""
     history: SequenceHistory = SequenceHistory()
-    experts: SharedBottom = SharedBottom()
+    experts: Experts = SharedBottom()
+    """What the ranking tasks share: one stack of layers, MMoE or PLE."""
     w_content: float = Field(0.2, ge=0.0)
     """Weight of the content-only retrieval loss."""
     w_collaborative: float = Field(0.2, ge=0.0)

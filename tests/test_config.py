@@ -108,6 +108,13 @@ def test_a_task_is_found_by_name() -> None:
     assert parse_config(tree()).task("like").kind == "binary"
 
 
+def test_a_section_that_names_no_kind_is_of_the_first_one() -> None:
+    model = parse_config(tree(model={"experts": {"hidden": [3]}})).model
+
+    assert model.experts.kind == "shared_bottom"
+    assert model.experts.hidden == [3]
+
+
 # ---- the schema itself --------------------------------------------------------------------------
 
 

@@ -36,6 +36,11 @@ def written(folder: Path, content: dict[str, Any]) -> Path:
             'unknown key model.history.num_head; did you mean "num_heads"?',
         ),
         (
+            "model",
+            {"experts": {"kind": "ple", "num_level": 2}},
+            'unknown key model.experts.num_level; did you mean "num_levels"?',
+        ),
+        (
             "data",
             {"interactions": {"path": "x", "columns": {"r": {"kind": "number", "mni": 1}}}},
             'unknown key data.interactions.columns.r.mni; did you mean "min"?',
@@ -96,6 +101,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
         ({"score": {"weights": {"click": 1}}}, 'score.weights: no task is called "click"'),
         ({"train": {"batch_size": 10, "num_workers": 3}}, "must be a multiple of"),
         ({"model": {"embedding_dim": 10, "history": {"num_heads": 4}}}, "must be a multiple of"),
+        (
+            {"model": {"experts": {"kind": "mmo"}}},
+            "model.experts: expected a section whose kind is one of shared_bottom, mmoe, ple",
+        ),
         ({"serve": {"min_replicas": 3, "max_replicas": 2}}, "is below min_replicas 3"),
         ({"serve": {"target_ongoing_requests": 99}}, "it would never scale up"),
         ({"data": {"items": None}}, "missing key data.interactions"),

@@ -15,9 +15,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mtrec.config import BinaryTask, ModelConfig, RegressionTask, Task, parse_label
+from mtrec.config import BinaryTask, Experts, ModelConfig, RegressionTask, Task, parse_label
 from mtrec.data.histories import CATEGORY, NUM_GAP_BUCKETS
-from mtrec.model.experts import SharedBottom
+from mtrec.model.experts import build_experts
 from mtrec.model.history import SequenceEncoder
 from mtrec.model.towers import FeatureInputs, FeatureTower, ItemTower, ItemVectors
 
@@ -221,8 +221,7 @@ class RankingNetwork(nn.Module):
         sizes: ModelSizes,
         *,
         dim: int,
-        hidden: Sequence[int],
-        dropout: float,
+        experts: Experts,
         taste_dim: int,
     ) -> None:
         super().__init__()
@@ -249,7 +248,7 @@ class RankingNetwork(nn.Module):
             + dim * len(sizes.context_categories)
         )
         names = [task.name for task in tasks]
-        self.experts = SharedBottom(input_dim=width, hidden=hidden, tasks=names, dropout=dropout)
+        self.experts = build_experts(experts, input_dim=width, tasks=names)
         self.heads = nn.ModuleDict({name: nn.Linear(self.experts.output_dim, 1) for name in names})
         self.item_bias = nn.Embedding(sizes.num_items, len(names))
         # Zeros: an item without training labels takes no part in tastes.
@@ -289,11 +288,11 @@ class RankingNetwork(nn.Module):
             ],
             dim=-1,
         )
-        shared = self.experts(inputs)
+        extracted = self.experts(inputs)
         bias = self.item_bias(item_P)
         logits = {}
         for position, task in enumerate(self.tasks):
-            logit = self.heads[task.name](shared[task.name])[:, 0] + bias[:, position]
+            logit = self.heads[task.name](extracted[task.name])[:, 0] + bias[:, position]
             logit = logit + (self.targets[task.name](item_P) * users.taste).sum(-1)
             if isinstance(task, RegressionTask):
                 column = self.sizes.event_numbers.index(parse_label(task.label).column)
@@ -368,8 +367,7 @@ def build_model(config: ModelConfig, tasks: Sequence[Task], sizes: ModelSizes) -
             [task for task in tasks if task.kind != "retrieval"],
             sizes,
             dim=dim,
-            hidden=config.experts.hidden,
-            dropout=config.experts.dropout,
+            experts=config.experts,
             taste_dim=config.taste_dim,
         ),
         p_drop_rows=config.id_dropout,

@@ -29,6 +29,19 @@ def test_losses_fall_on_planted_structure(config, make_data) -> None:
     assert last["item"] < math.log(20) - 0.3
 
 
+def test_the_losses_of_a_fixed_seed_stay_what_they_were(config, make_data) -> None:
+    # Recorded at the commit before other experts, encoders and balances were there to choose.
+    data, _ = make_data()
+    state = start_state(config, data, CPU)
+    for expected in (
+        {"item": 3.3460415, "content": 3.3389887, "stars": 0.4440304, "like": 0.6913171},
+        {"item": 2.9807917, "content": 3.0028849, "stars": 0.4005629, "like": 0.6768467},
+        {"item": 2.8054960, "content": 2.8395718, "stars": 0.3675618, "like": 0.6605729},
+    ):
+        found = train_epoch(state, config, data)
+        assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
 def test_ranking_starts_at_the_items_shrunk_means(config, make_data) -> None:
     data, _ = make_data()
     usual = start_state(config, data, CPU).model.ranking.usual.weight
