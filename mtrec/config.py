@@ -669,6 +669,8 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"tasks: names must differ, found {names}"
     if [task.kind for task in config.tasks].count("retrieval") != 1:
         yield "tasks: expected exactly one task of kind retrieval (it makes the candidates)"
+    for name in sorted({"user_id", "rank", "item_id", "score"} & set(names)):
+        yield f'tasks: "{name}" is a column of predictions/ already; name the task otherwise'
     yield from _check_column_names(config.data)
     columns = config.data.interactions.columns
     for task in config.tasks:

@@ -75,6 +75,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
         ({"tasks": []}, "tasks: "),
         ({"tasks": [{"name": "a", "kind": "retrieval"}] * 2}, "names must differ"),
         ({"tasks": [{"name": "like", "kind": "binary", "label": "rating > 3"}]}, "exactly one"),
+        ({"tasks": [{"name": "rank", "kind": "retrieval"}]}, '"rank" is a column of predictions/'),
         (
             {
                 "tasks": [
