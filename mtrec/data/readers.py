@@ -232,12 +232,18 @@ def _decode(lines: list[bytes], encoding: str) -> tuple[list[str], dict[int, str
 
 def _read_csv(piece: Piece, config: Table) -> Iterator[pa.Table]:
     wanted = {name: piece.header.index(source) for name, source in _source_columns(config).items()}
-    one_line = [
+    figures = [
         position
         for name, position in wanted.items()
-        if name not in config.columns or config.columns[name].kind == "number"
+        if name == "timestamp" or (name in config.columns and config.columns[name].kind == "number")
     ]
-    splitter = Splitter(config.delimiter, num_fields=len(piece.header), one_line=one_line)
+    ids = [wanted[name] for name in id_columns(config)]
+    splitter = Splitter(
+        config.delimiter,
+        num_fields=len(piece.header),
+        one_line=[*ids, *figures],
+        figures=figures,
+    )
     row, header_seen, pending = 0, False, list[bytes]()
     for chunk, last in _line_chunks(piece, config.encoding):
         lines = pending + chunk

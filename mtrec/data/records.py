@@ -20,6 +20,7 @@ MAX_RECORD_BYTES = 1 << 20
 
 _NOT_CLOSED = "row has a quote that is not closed"
 _GARBAGE = "row has text after a closing quote"
+_FIGURE = re.compile(r"\s*[+-]?\.?[0-9][-+.:eETZ0-9 ]*")
 _INSIDE = re.compile(r'[^"]*(?:""[^"]*)*')
 
 
@@ -53,14 +54,21 @@ class Splitter:
         delimiter: what stands between two fields.
         num_fields: how many fields a record should have; None where that is not known yet.
         one_line: positions of fields in which a line end has no place: ids, numbers, times.
+        figures: those of them that hold numbers and times.
     """
 
     def __init__(
-        self, delimiter: str, *, num_fields: int | None = None, one_line: Collection[int] = ()
+        self,
+        delimiter: str,
+        *,
+        num_fields: int | None = None,
+        one_line: Collection[int] = (),
+        figures: Collection[int] = (),
     ) -> None:
         self._delimiter = delimiter
         self._num_fields = num_fields
         self._one_line = one_line
+        self._figures = figures
         other = re.escape(delimiter)
         self._field = re.compile(
             rf'(?:"([^"]*(?:""[^"]*)*)"|([^"{other}][^{other}]*)?)({other}|\Z)', re.DOTALL
@@ -182,21 +190,28 @@ class Splitter:
         return None
 
     def _swallows(self, fields: Sequence[str], inner: Sequence[str]) -> bool:
-        """Tell whether a record of several lines is wrong as it is and has rows inside it.
+        """Tell whether a record of several lines has rows inside it that are no part of it.
 
-        Inside is what lies between the line that opens it and the one that closes it.
+        Inside is what lies between the line that opens it and the one that closes it. In a record
+        that fits, text may look like a row by chance, but not with figures in the right places.
         """
         if self._num_fields is None:
             return False
+        rows = [row for line in inner if (row := self._row(line)) is not None]
         fits = len(fields) == self._num_fields and not any(
             "\n" in fields[position] or "\r" in fields[position] for position in self._one_line
         )
-        return not fits and any(self._is_row(line) for line in inner)
+        if not fits:
+            return bool(rows)
+        return bool(self._figures) and any(
+            all(_FIGURE.fullmatch(row[position]) for position in self._figures) for row in rows
+        )
 
-    def _is_row(self, line: str) -> bool:
+    def _row(self, line: str) -> list[str] | None:
+        """Give the fields of a line that is a row by itself."""
         fields = list[str]()
         whole = self._scan(line, fields, []) == "whole"
-        return whole and len(fields) == self._num_fields and fields != [""]
+        return fields if whole and len(fields) == self._num_fields and fields != [""] else None
 
     def _scan(
         self, line: str, fields: list[str], open_field: list[str]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from mtrec.config import InteractionsTable
 from mtrec.configfile import parse_config
-from mtrec.data import contract, readers
+from mtrec.data import contract, pipeline, readers
 from mtrec.data.parts import order_part
 
 COLUMNS = {
@@ -135,6 +135,11 @@ CSV = [
         "rows between two stray quotes",
         'u1,"i1,3,1000000000,n\nu2,i1,4,1000000000,n\nu3,i1",3,1000000000,n',
         *(OPEN, kept("u2", rating=4.0), "item_id is not in the items table"),
+    ),
+    csv_kind(
+        "rows between an open quote and a stray one",
+        'u1,i1,3,1000000000,"n\nu2,i1,4,1000000000,n\nu3,i1,3,1000000000,5"',
+        *(OPEN, kept("u2", rating=4.0), kept("u3", note='5"')),
     ),
     csv_kind("all in quotes", '"u1","i1","3","1000000000","n"', kept()),
     note("with a quote inside", '5" disc', '5" disc'),
@@ -558,3 +563,59 @@ def test_every_row_of_any_mix_of_parquet_columns_is_accounted_for(tmp_path, monk
         assert_accounted(marked, expected)
 
     check()
+
+
+# ---- through `prepare` --------------------------------------------------------------------------
+
+
+def write_all(folder: Path, ending: str) -> tuple[str, Counter[Any]]:
+    """Write every kind of damage, each before a good row; give the path and what is expected.
+
+    A Parquet column has one type, so there each kind has a file of its own in a folder.
+    """
+    if ending == "parquet":
+        (folder / "events").mkdir()
+        expected = [
+            row
+            for n, kind in enumerate(PARQUET)
+            for row in write_parquet(folder / "events" / f"{n:02d}.parquet", [kind])
+        ]
+        return "events", Counter(expected)
+    kinds, start = FORMATS[ending]
+    lines = [line for kind in kinds for line in (kind.text, GOOD_LINE[ending])]
+    (folder / f"events.{ending}").write_bytes(start + b"\n".join(lines))
+    return f"events.{ending}", Counter([row for kind in kinds for row in (*kind.rows, GOOD)])
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_prepare_accounts_for_every_kind_at_once(tmp_path, ending):
+    path, expected = write_all(tmp_path, ending)
+    (tmp_path / "items.csv").write_text("item_id\n" + "\n".join(ITEMS))
+    (tmp_path / "_SUCCESS").touch()
+    interactions = {"path": path, "timestamp": "time", "latest_time": LATEST, "columns": COLUMNS}
+    tree = {
+        "data": {
+            "root": str(tmp_path),
+            "interactions": interactions,
+            "items": {"path": "items.csv"},
+            "quality": {"max_rejected_fraction": 1.0},
+        },
+        "tasks": [{"name": "next", "kind": "retrieval"}],
+    }
+    pipeline.prepare(parse_config(tree), path=str(tmp_path / "out"), key="key")
+    reasons = Counter({row: n for row, n in expected.items() if isinstance(row, str)})
+    good = [row for row in expected.elements() if not isinstance(row, str)]
+    events = {row[:3] for row in good}
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["tables"]["interactions"]
+    assert report["reasons"] == reasons
+    assert report["read"] == expected.total()
+    assert (report["kept"], report["rejected"]) == (len(events), reasons.total())
+    assert report["duplicates"] == len(good) - len(events)
+    rejected = pq.read_table(tmp_path / "out" / "rejected").to_pylist()
+    assert Counter(row["reason"] for row in rejected) == reasons
+    assert all(row["table"] == "interactions" and row["row"] for row in rejected)
+    assert all(path in row["source"] for row in rejected)
+    stay = pq.read_table(tmp_path / "out" / "interactions").to_pylist()
+    assert {(row["user_id"], row["item_id"], row["timestamp"]) for row in stay} == events

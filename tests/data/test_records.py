@@ -57,13 +57,28 @@ def test_a_reason_known_before_covers_the_whole_quoted_record():
     ],
     ids=["rows inside", "one record", "a line end in an id", "rows inside a text"],
 )
-def test_a_record_that_is_wrong_and_has_rows_inside_was_never_closed(text, rows, reason):
+def test_a_record_that_has_rows_inside_and_does_not_fit_was_never_closed(text, rows, reason):
     splitter = Splitter(",", num_fields=2, one_line=[0])
     records, _ = splitter.split(text.splitlines(keepends=True), {}, last=True)
     columns, reasons = splitter.columns(records, HEADER, WANTED)
     pairs = zip(columns["a"].to_pylist(), columns["b"].to_pylist(), strict=True)
     assert [pair for pair, found in zip(pairs, reasons, strict=True) if found is None] == rows
     assert [found for found in reasons if found] == ([reason] if reason else [])
+
+
+@pytest.mark.parametrize(
+    ("inner", "kept"),
+    [("2026-11-24T00:00:00Z,x", False), (" -3.5e2 ,x", False), ("well,x", True), ("3,x,y", True)],
+)
+def test_a_record_that_fits_was_never_closed_if_a_line_inside_has_figures_in_place(inner, kept):
+    splitter = Splitter(",", num_fields=2, figures=[0])
+    lines = ['1,"open\n', f"{inner}\n", '2,x"\n']
+    records, _ = splitter.split(lines, {}, last=True)
+    first = "".join(lines).strip() if kept else '1,"open'
+    assert records.texts[0] == first
+    assert list(records.reasons.values()) == (
+        [] if kept else ["row has a quote that is not closed"]
+    )
 
 
 @given(st.text(st.sampled_from('ab,"\n\r'), max_size=30))
