@@ -166,7 +166,7 @@ def finish(rows, config, items=("x", "y", "z")):
 
 
 TASKS = (
-    {"name": "score", "kind": "regression", "label": "rating", "min": 1, "max": 5},
+    {"name": "stars", "kind": "regression", "label": "rating", "min": 1, "max": 5},
     {"name": "like", "kind": "binary", "label": "rating >= 4"},
 )
 
@@ -179,7 +179,7 @@ def test_histories_hold_positions_labels_and_treated_numbers():
     assert histories.timestamp.tolist() == [1.0, 2.0, 3.0]
     # The missing rating becomes the mean of 5 and 2 as a feature, and stays missing as a label.
     assert histories.numbers["rating"].tolist() == [5.0, 3.5, 2.0]
-    np.testing.assert_array_equal(histories.labels["score"], [5.0, np.nan, 2.0])
+    np.testing.assert_array_equal(histories.labels["stars"], [5.0, np.nan, 2.0])
     np.testing.assert_array_equal(histories.labels["like"], [1.0, np.nan, 0.0])
     assert histories.categories["device"].tolist() == [2, 2, 2]
 
@@ -195,7 +195,7 @@ def test_statistics_come_from_training_events_only():
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (TASKS[0], r'task score: label "rating" has 2 values .* 7; expected 1 to 5'),
+        (TASKS[0], r'task stars: label "rating" has 2 values .* 7; expected 1 to 5'),
         (
             {"name": "like", "kind": "binary", "label": "rating"},
             r'task like: label "rating" has 3 values .* 7; expected 0 and 1',
