@@ -429,6 +429,17 @@ class SequenceHistory(_Section):
     dropout: Fraction = 0.2
 
 
+class SetHistory(_Section):
+    kind: Literal["set"]
+    num_blocks: int = Field(1, ge=0, le=12)
+    """Feed-forward blocks above the pooled events."""
+    length: int = Field(1000, ge=2, le=65_536)
+    """The latest events of a user that the model sees; which of them came first does not count."""
+    held_out: float = Field(0.3, gt=0.0, lt=1.0)
+    """Share of a window's items that a training step hides and predicts from the others."""
+    dropout: Fraction = 0.2
+
+
 class SharedBottom(_Section):
     kind: Literal["shared_bottom"] = "shared_bottom"
     hidden: list[Annotated[int, Field(ge=1)]] = Field([128, 64], min_length=1)
@@ -473,6 +484,10 @@ def _kind(*known: str) -> Discriminator:
     )
 
 
+History = Annotated[
+    Annotated[SequenceHistory, Tag("sequence")] | Annotated[SetHistory, Tag("set")],
+    _kind("sequence", "set"),
+]
 Experts = Annotated[
     Annotated[SharedBottom, Tag("shared_bottom")]
     | Annotated[MMoEExperts, Tag("mmoe")]
@@ -490,7 +505,8 @@ class ModelConfig(_Section):
     """Width of the SVD++-like part of the ranking network."""
     id_dropout: Fraction = 0.2
     """Share of collaborative item rows hidden in a step, so that content stands alone."""
-    history: SequenceHistory = SequenceHistory()
+    history: History = SequenceHistory()
+    """How a user's events are read: in their order, or as a set."""
     experts: Experts = SharedBottom()
     """What the ranking tasks share: one stack of layers, MMoE or PLE."""
     w_content: float = Field(0.2, ge=0.0)
@@ -502,7 +518,7 @@ class ModelConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
-        if self.embedding_dim % self.history.num_heads:
+        if self.history.kind == "sequence" and self.embedding_dim % self.history.num_heads:
             raise ValueError(
                 f"embedding_dim {self.embedding_dim} must be a multiple of history.num_heads "
                 f"{self.history.num_heads}"

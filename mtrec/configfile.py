@@ -132,6 +132,7 @@ _UNION_TAGS = {
     *("number", "category", "categories", "text"),
     *("leave_last_out", "random", "column"),
     *("retrieval", "regression", "binary"),
+    *("sequence", "set"),
     *("shared_bottom", "mmoe", "ple"),
 }
 

@@ -18,6 +18,9 @@ SPLITS = ("train", "validation", "test")
 NUM_GAP_BUCKETS = 34
 """Buckets of the time since the event before: 0 unknown, else 1 + floor(log2(1 + seconds))."""
 
+HELD_OUT = "held_out"
+"""Key of a training batch: (B, T) bool, events that the step hides from the history encoder."""
+
 NUMBER, CATEGORY, TASK = "number_", "category_", "task_"
 """Prefixes of the per-event columns in a table of histories."""
 

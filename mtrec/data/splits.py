@@ -68,7 +68,7 @@ def random_split(hashes: NDArray[np.uint64], *, validation: float, test: float) 
     Returns:
         (E,) int8, positions in `SPLITS`.
     """
-    draw = _uniform(hashes)
+    draw = uniform(hashes)
     return np.select([draw < test, draw < test + validation], [TEST, VALIDATION], TRAIN).astype(
         np.int8
     )
@@ -94,8 +94,8 @@ def k_fold(
     Returns:
         (E,) int8, positions in `SPLITS`.
     """
-    is_test = (_uniform(hashes) * folds).astype(np.int64) == fold
-    is_validation = _uniform(again) < validation
+    is_test = (uniform(hashes) * folds).astype(np.int64) == fold
+    is_validation = uniform(again) < validation
     return np.select([is_test, is_validation], [TEST, VALIDATION], TRAIN).astype(np.int8)
 
 
@@ -224,7 +224,7 @@ def assert_counts_add_up(read: int, kept: int, rejected: int, duplicates: int, t
     )
 
 
-def _uniform(hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
+def uniform(hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Turn hashes (E,) into numbers in [0, 1): the upper 53 bits are exactly a float64."""
     return (hashes >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 

@@ -1,7 +1,8 @@
 """Training windows: each epoch cuts every history anew, in an order that only the seed decides.
 
-A window is a run of consecutive events of one user. All its events are targets; each is predicted
-from the profile and the events before it in the window. The cut differs from epoch to epoch, so
+A window is a run of consecutive events of one user. Where order counts, all its events are targets,
+each predicted from the profile and the events before it in the window; where it does not, part of
+the window is held out and predicted from the rest. The cut differs from epoch to epoch, so
 that a long history is not always broken at the same places. Every worker computes the same plan and
 takes its share of each global batch; nothing depends on the number of workers. Pure NumPy.
 """
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mtrec.data.splits import mix, uniform
 
 # Share of the epochs in which a user who has a behaviour text is told by it instead of by the
 # events that it tells.
@@ -70,6 +73,25 @@ def cut_windows(
     end = np.minimum(end, counts[user])
     tell = told[user] & (begin >= cut[user])
     return Windows(user, offsets[user] + begin, offsets[user] + end, tell)
+
+
+def hold_out(
+    user: NDArray[np.int64], item: NDArray[np.int64], share: float, seed: int
+) -> NDArray[np.bool_]:
+    """Draw the events that a step hides and predicts from the others: (B, T) bool.
+
+    A hash of the seed, the user and the item decides: all events of an item are hidden or none, and
+    neither other windows nor the number of workers count.
+
+    Args:
+        user: (B,) positions of the windows' users.
+        item: (B, T) positions of items; 0 (padding) and 1 (unknown) are never hidden.
+        share: probability that an item is hidden.
+        seed: another one draws anew.
+    """
+    width = item.shape[1]
+    draw = uniform(mix(seed, np.repeat(user, width), item.ravel())).reshape(item.shape)
+    return (draw < share) & (item > 1)
 
 
 def global_batches(

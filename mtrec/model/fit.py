@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mtrec.config import Config
-from mtrec.data.histories import Histories, history_batch
-from mtrec.data.windows import Windows, cut_windows, global_batches
+from mtrec.data.histories import HELD_OUT, Histories, history_batch
+from mtrec.data.windows import Windows, cut_windows, global_batches, hold_out
 from mtrec.errors import DataError
 from mtrec.model.balance import (
     constant_binary_loss,
@@ -181,9 +181,17 @@ def epoch_batches(
             int(np.random.default_rng([config.run.seed, 2, epoch, number]).integers(2**62))
         )
         trained_N = drop_rows(data.trained, config.model.id_dropout, generator)
-        yield make_batch(
-            data, batch.rows(slice(rank, None, num_workers)), trained_N=trained_N, device=device
-        )
+        mine = batch.rows(slice(rank, None, num_workers))
+        made = make_batch(data, mine, trained_N=trained_N, device=device)
+        if config.model.history.kind == "set":
+            hidden = hold_out(
+                mine.user,
+                made.history["item"].cpu().numpy(),
+                config.model.history.held_out,
+                seed=int(np.random.default_rng([config.run.seed, 3, epoch]).integers(2**62)),
+            )
+            made.history[HELD_OUT] = torch.from_numpy(hidden).to(device)
+        yield made
 
 
 def make_batch(

@@ -1,18 +1,24 @@
-"""User encoder over item history: a causal transformer whose state after t events predicts t + 1.
+"""User encoders over item history: `sequence` reads events in their order, `set` without it.
 
-Events come oldest first and padded on the right, so a causal mask alone keeps padding out of every
-state that is used. Pure torch; takes vectors, knows nothing of items.
+Both turn a profile and T events into T + 1 states with one rule: state t may be used to rank event
+t, for it knows nothing of it, and the state at a window's length knows every event. Pure torch;
+take vectors, know of items only which are the same.
 
-Shape letters: B users, T events, D width, H heads.
+Shape letters: B users, T events, D width, H heads, X columns that are summed, G groups of events.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mtrec.config import History
+
 
 class SequenceEncoder(nn.Module):
     """Encode a prefix and T events into T + 1 states; state t knows the prefix and t events.
+
+    Events come oldest first and padded on the right, so the causal mask alone keeps padding out of
+    every state that is used.
 
     Pre-norm causal transformer (Kang and McAuley 2018, with the norms of Klenitskiy and Vasilev
     2023), learned positions.
@@ -31,7 +37,7 @@ class SequenceEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, prefix_BD: Tensor, events_BTD: Tensor) -> Tensor:
+    def forward(self, prefix_BD: Tensor, events_BTD: Tensor, _item_BT: Tensor) -> Tensor:
         """Give the states (B, T + 1, D).
 
         Raises:
@@ -79,3 +85,82 @@ class CausalBlock(nn.Module):
         mixed = mixed.transpose(1, 2).reshape(batch, width, dim)
         states_BTD = states_BTD + self.dropout(self.output(mixed))
         return states_BTD + self.feed_forward(states_BTD)  # type: ignore[no-any-return]  # a Tensor
+
+
+class SetEncoder(nn.Module):
+    """Encode a prefix and a set of T events into T + 1 states, whatever the order of the events.
+
+    A state is the prefix plus a linear map of the events' sum over sqrt(their number + 1), through
+    feed-forward blocks: a denoising autoencoder of a user's items (Liang et al. 2018) whose input
+    is what the items are, not only which. State t leaves out every event of t's item, so that a
+    second event of the same item does not give it away. No event sees another before the sum:
+    what attends to t would tell of it.
+    """
+
+    def __init__(self, *, dim: int, num_blocks: int, dropout: float) -> None:
+        super().__init__()
+        self.value = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(dim),
+                nn.Linear(dim, 4 * dim),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(4 * dim, dim),
+                nn.Dropout(dropout),
+            )
+            for _ in range(num_blocks)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, prefix_BD: Tensor, events_BTD: Tensor, item_BT: Tensor) -> Tensor:
+        """Give the states (B, T + 1, D).
+
+        Args:
+            prefix_BD: what is known besides the events.
+            events_BTD: the events.
+            item_BT: int64, their items; an event of item 0 (padding, or hidden) or 1 (unknown, as
+                in requests) does not count.
+        """
+        known_BT1 = (item_BT > 1).to(events_BTD.dtype)[..., None]
+        parts = torch.cat([self.value(events_BTD) * known_BT1, known_BT1], dim=-1)
+        summed = sum_without_each(parts, item_BT)
+        pooled_BTD, count_BT1 = summed[..., :-1], summed[..., -1:]
+        states_BTD = prefix_BD[:, None] + pooled_BTD / (count_BT1 + 1.0).sqrt()
+        states_BTD = self.dropout(states_BTD)
+        for block in self.blocks:
+            states_BTD = states_BTD + block(states_BTD)
+        return self.norm(states_BTD)  # type: ignore[no-any-return]  # a Tensor
+
+
+def sum_without_each(values_BTX: Tensor, item_BT: Tensor) -> Tensor:
+    """Give the sum over T without the events of each t's item, and the whole last: (B, T + 1, X).
+
+    Args:
+        values_BTX: what to sum, float32.
+        item_BT: int64, the items; none is below 0.
+    """
+    columns = values_BTX.shape[-1]
+    row_B1 = torch.arange(len(item_BT), device=item_BT.device)[:, None]
+    place = (row_B1 << 32) + item_BT  # a number for each window and item
+    groups, group_of = torch.unique(place, return_inverse=True)
+    sums_GX = values_BTX.new_zeros(len(groups), columns)
+    sums_GX = sums_GX.index_add(0, group_of.flatten(), values_BTX.reshape(-1, columns))
+    total_B1X = values_BTX.sum(1, keepdim=True)
+    return torch.cat([total_B1X - sums_GX[group_of], total_B1X], dim=1)
+
+
+def build_history(config: History, *, dim: int) -> SequenceEncoder | SetEncoder:
+    """Build the encoder that a configuration asks for; weights from torch's RNG."""
+    match config.kind:
+        case "sequence":
+            return SequenceEncoder(
+                dim=dim,
+                num_blocks=config.num_blocks,
+                num_heads=config.num_heads,
+                length=config.length,
+                dropout=config.dropout,
+            )
+        case "set":
+            return SetEncoder(dim=dim, num_blocks=config.num_blocks, dropout=config.dropout)

@@ -3,7 +3,7 @@
 The caller divides the sum over all workers by the count over all workers, so the value does not
 depend on how a batch was cut. An absent task gives sum 0, count 0 and zero gradients, never NaN.
 
-Shape letters: P examples, N items.
+Shape letters: P examples, S states of users, N items.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,17 @@ class LossSum:
     count: Tensor
 
 
-def retrieval_loss(logits_PN: Tensor, target_P: Tensor) -> LossSum:
+def retrieval_loss(logits_SN: Tensor, target_P: Tensor, state_P: Tensor) -> LossSum:
     """Full-softmax cross-entropy: sum of -log softmax(z)_target.
 
     Args:
-        logits_PN: (P, N) float32 over the whole catalogue; positions 0 and 1 must be -inf.
+        logits_SN: (S, N) float32 over the whole catalogue; what cannot be a target must be -inf,
+            positions 0 and 1 among it.
         target_P: (P,) int64; targets 0 (padding) and 1 (unknown item) are left out.
+        state_P: (P,) int64, the row of logits that predicts each target.
     """
-    valid = target_P > 1
-    losses = functional.cross_entropy(logits_PN, target_P.clamp(min=2), reduction="none")
-    return _masked(losses, valid)
+    log_share_SN = functional.log_softmax(logits_SN, dim=-1)
+    return _masked(-log_share_SN[state_P, target_P.clamp(min=2)], target_P > 1)
 
 
 def regression_loss(prediction_P: Tensor, label_P: Tensor) -> LossSum:

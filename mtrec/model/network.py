@@ -1,8 +1,9 @@
 """`MultiTaskModel`: towers -> history -> retrieval logits, and ranking network -> task logits.
 
-One pass over a window serves every task: the state after t events predicts which item event t + 1
-is about and, for that item, its labels. Users have no id table: a user is a history with a profile
-in front, so a new user with a history is the normal case. Pure torch; no files, no Ray.
+One pass over a window serves every task: a state that knows nothing of event t, only what came
+before or what else there is, predicts which item t is about and, for that item, its labels. Users
+have no id table: a user is a history with a profile in front, so a new user with a history is the
+normal case. Pure torch; no files, no Ray.
 
 Shape letters: B users or windows, T events, D width, N items, P pairs of user and item, F number
 columns of an event, R width of tastes.
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from mtrec.config import BinaryTask, Experts, ModelConfig, RegressionTask, Task, parse_label
-from mtrec.data.histories import CATEGORY, NUM_GAP_BUCKETS
+from mtrec.data.histories import CATEGORY, HELD_OUT, NUM_GAP_BUCKETS
 from mtrec.model.experts import build_experts
-from mtrec.model.history import SequenceEncoder
+from mtrec.model.history import SequenceEncoder, SetEncoder, build_history
 from mtrec.model.towers import FeatureInputs, FeatureTower, ItemTower, ItemVectors
 
 # Events that a user's own mean must have seen before it counts half (as in biased baselines).
@@ -116,7 +117,7 @@ class MultiTaskModel(nn.Module):
         *,
         items: ItemTower,
         users: FeatureTower,
-        history: SequenceEncoder,
+        history: SequenceEncoder | SetEncoder,
         events: "EventEmbedding",
         ranking: "RankingNetwork",
         p_drop_rows: float,
@@ -140,19 +141,24 @@ class MultiTaskModel(nn.Module):
     ) -> UserStates:
         """Give each window's states 0..T: (B, T + 1, D), (B, T + 1, F) and (B, T + 1, R).
 
-        State t is for ranking event t. Its vector knows the t events before; its residual and
-        taste know all other events of the window, for they are sums without order. The state at
-        the window's length knows every event in all three.
+        State t is for ranking event t. Its vector knows the t events before or, of a set, the
+        events of other items that the step does not hide; its residual and taste know all other
+        events of the window, for they are sums without order. The state at the window's length
+        knows every event in all three, save what is hidden from the vector.
 
         Args:
-            batch: tensors of `history_batch`; T at most the history's length.
+            batch: tensors of `history_batch`; T at most the history's length. With `held_out`
+                (B, T) bool, the set encoder does not see those events.
             users: (B,) rows of user inputs; zeros where nothing is known.
             vectors: what `encode_items` gave.
         """
         events_BTD = vectors.fused[batch["item"]] + self.events(batch)
         prefix_BD = self.users(users) + self.start
+        item_BT = batch["item"]
+        if HELD_OUT in batch:
+            item_BT = item_BT.masked_fill(batch[HELD_OUT], 0)
         residual, taste = self.ranking.summarise(batch)
-        return UserStates(self.history(prefix_BD, events_BTD), residual, taste)
+        return UserStates(self.history(prefix_BD, events_BTD, item_BT), residual, taste)
 
     def encode_users(
         self, batch: Mapping[str, Tensor], users: FeatureInputs, vectors: ItemVectors
@@ -182,23 +188,31 @@ class MultiTaskModel(nn.Module):
 
 
 class EventEmbedding(nn.Module):
-    """What an event carries besides its item: numbers, categories, time gap -> (B, T, D)."""
+    """What an event carries besides its item: numbers, categories, time gap -> (B, T, D).
 
-    def __init__(self, *, dim: int, numbers: int, categories: Mapping[str, int]) -> None:
+    The gap to the event before is a matter of order; a set has none.
+    """
+
+    def __init__(
+        self, *, dim: int, numbers: int, categories: Mapping[str, int], with_gap: bool
+    ) -> None:
         super().__init__()
+        self.dim = dim
         self.numbers = nn.Linear(2 * numbers, dim, bias=False) if numbers else None
-        self.gap = nn.Embedding(NUM_GAP_BUCKETS, dim, padding_idx=0)
+        self.gap = nn.Embedding(NUM_GAP_BUCKETS, dim, padding_idx=0) if with_gap else None
         self.categories = nn.ModuleDict(
             {name: nn.Embedding(size, dim, padding_idx=0) for name, size in categories.items()}
         )
-        for table in (self.gap, *self.categories.values()):
-            nn.init.normal_(table.weight, std=0.02)  # type: ignore[arg-type]  # tables have it
+        for table in (*([self.gap] if self.gap is not None else ()), *self.categories.values()):
+            nn.init.normal_(table.weight, std=0.02)
             with torch.no_grad():
-                table.weight[0].zero_()  # type: ignore[index]  # tables have it
+                table.weight[0].zero_()
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Embed the events of `history_batch`."""
-        result: Tensor = self.gap(batch["gap"])
+        result = batch["numbers"].new_zeros(*batch["item"].shape, self.dim)
+        if self.gap is not None:
+            result = result + self.gap(batch["gap"])
         if self.numbers is not None:
             result = result + self.numbers(torch.cat([batch["numbers"], batch["present"]], -1))
         for name, table in self.categories.items():
@@ -353,15 +367,12 @@ def build_model(config: ModelConfig, tasks: Sequence[Task], sizes: ModelSizes) -
     return MultiTaskModel(
         items=ItemTower(tower(sizes.items), num_items=sizes.num_items, dim=dim),
         users=tower(sizes.users),
-        history=SequenceEncoder(
-            dim=dim,
-            num_blocks=config.history.num_blocks,
-            num_heads=config.history.num_heads,
-            length=config.history.length,
-            dropout=config.history.dropout,
-        ),
+        history=build_history(config.history, dim=dim),
         events=EventEmbedding(
-            dim=dim, numbers=len(sizes.event_numbers), categories=sizes.event_categories
+            dim=dim,
+            numbers=len(sizes.event_numbers),
+            categories=sizes.event_categories,
+            with_gap=config.history.kind == "sequence",
         ),
         ranking=RankingNetwork(
             [task for task in tasks if task.kind != "retrieval"],

@@ -1,6 +1,7 @@
 """The joint objective: one forward pass over a batch of windows gives every task's loss.
 
-Shape letters: B windows, T events, D width, N items, P valid positions (events that are targets).
+Shape letters: B windows, T events, D width, N items, P valid positions (events that are targets),
+S states of users that predict them.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrec.config import ModelConfig, Task
-from mtrec.data.histories import CATEGORY
+from mtrec.data.histories import CATEGORY, HELD_OUT
 from mtrec.model.losses import LossSum, binary_loss, regression_loss, retrieval_loss
 from mtrec.model.network import Context, MultiTaskModel
 from mtrec.model.towers import FeatureInputs, ItemVectors
@@ -24,7 +25,7 @@ class TrainingBatch:
     """What one step needs.
 
     Attributes:
-        history: tensors of `history_batch`, B windows.
+        history: tensors of `history_batch`, B windows; for the set encoder with `held_out`.
         users: (B,) rows of user inputs.
         labels: task -> (B, T) float32; NaN where there is no label.
         trained: (N,) float32, m_i after row dropout.
@@ -47,6 +48,7 @@ class JointObjective(nn.Module):
         self.retrieval = next(task.name for task in tasks if task.kind == "retrieval")
         self.ranking = [task for task in tasks if task.kind != "retrieval"]
         self.sizes = model.ranking.sizes
+        self.has_order = config.history.kind == "sequence"
         self.with_content = config.w_content > 0 and model.items.content.has_inputs
         self.with_collaborative = config.w_collaborative > 0
 
@@ -58,7 +60,21 @@ class JointObjective(nn.Module):
         row_P, time_P = torch.nonzero(item_BT > 1, as_tuple=True)
         target_P = item_BT[row_P, time_P]
         users = states.at(row_P, time_P)
-        sums = self._retrieval(users.vector, target_P, vectors)
+        if self.has_order:
+            position_P = torch.arange(len(target_P), device=target_P.device)
+            sums = self._retrieval(users.vector, target_P, position_P, vectors, None)
+        else:
+            # One state a window predicts all that is held out of it, among what it does not know.
+            held_out_BT = batch.history[HELD_OUT]
+            held_P, _ = torch.nonzero(held_out_BT, as_tuple=True)
+            row_B = torch.arange(len(item_BT), device=item_BT.device)
+            sums = self._retrieval(
+                states.vector[row_B, batch.history["length"]],
+                item_BT[held_out_BT],
+                held_P,
+                vectors,
+                item_BT.masked_fill(held_out_BT, 0),
+            )
         if self.ranking:
             context = context_at(batch.history, self.model, row_P, time_P)
             logits = self.model.rank(users, target_P, vectors, context)
@@ -73,18 +89,34 @@ class JointObjective(nn.Module):
         return {name: (loss.total, loss.count) for name, loss in sums.items()}
 
     def _retrieval(
-        self, user_PD: Tensor, target_P: Tensor, vectors: ItemVectors
+        self,
+        user_SD: Tensor,
+        target_P: Tensor,
+        state_P: Tensor,
+        vectors: ItemVectors,
+        given_ST: Tensor | None,
     ) -> dict[str, LossSum]:
-        content_PN = user_PD @ vectors.content.T
-        collaborative_PN = user_PD @ vectors.collaborative.T
-        closed_N = torch.zeros_like(vectors.bias)
-        closed_N[:2] = -torch.inf
-        fused_PN = content_PN + collaborative_PN + (vectors.bias + closed_N)
-        sums = {self.retrieval: retrieval_loss(fused_PN, target_P)}
+        """Give the retrieval losses of the parts and of their sum.
+
+        Args:
+            user_SD: states of users.
+            target_P: the items to predict.
+            state_P: the state that predicts each of them.
+            vectors: the catalogue.
+            given_ST: items that are no targets of a state, for it knows them; 0: none.
+        """
+        content_SN = user_SD @ vectors.content.T
+        collaborative_SN = user_SD @ vectors.collaborative.T
+        closed = torch.zeros_like(vectors.bias)
+        closed[:2] = -torch.inf
+        if given_ST is not None:
+            closed = closed.repeat(len(user_SD), 1).scatter(1, given_ST, -torch.inf)
+        fused_SN = content_SN + collaborative_SN + (vectors.bias + closed)
+        sums = {self.retrieval: retrieval_loss(fused_SN, target_P, state_P)}
         if self.with_content:
-            sums[CONTENT] = retrieval_loss(content_PN + closed_N, target_P)
+            sums[CONTENT] = retrieval_loss(content_SN + closed, target_P, state_P)
         if self.with_collaborative:
-            sums[COLLABORATIVE] = retrieval_loss(collaborative_PN + closed_N, target_P)
+            sums[COLLABORATIVE] = retrieval_loss(collaborative_SN + closed, target_P, state_P)
         return sums
 
 

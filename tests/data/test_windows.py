@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrec.data.windows import cut_windows, global_batches
+from mtrec.data.windows import cut_windows, global_batches, hold_out
 
 
 @given(
@@ -66,3 +66,24 @@ def test_the_cut_of_a_long_history_moves_with_the_epoch() -> None:
         for s in range(5)
     }
     assert len(starts) > 1
+
+
+def test_events_are_held_out_at_the_given_share_and_copies_together() -> None:
+    item = np.random.default_rng(0).integers(0, 400, (60, 300))
+    hidden = hold_out(np.arange(60), item, 0.3, seed=5)
+    # standard error of the share: sqrt(.3 * .7 / 12,000) = .0042
+    assert abs(hidden[item > 1].mean() - 0.3) < 0.02
+    assert not hidden[item < 2].any()
+    for row in range(60):
+        for value in np.unique(item[row]):
+            assert len(set(hidden[row, item[row] == value].tolist())) == 1
+
+
+def test_what_is_held_out_depends_on_seed_user_and_item_alone() -> None:
+    item = np.tile(np.arange(2, 102), (4, 1))
+    hidden = hold_out(np.array([7, 8, 9, 7]), item, 0.5, seed=5)
+    np.testing.assert_array_equal(hidden[0], hidden[3])
+    assert (hidden[0] != hidden[1]).any()
+    other = hold_out(np.array([8]), item[:1, ::-1], 0.5, seed=5)
+    np.testing.assert_array_equal(other[0], hidden[1][::-1])
+    assert (hold_out(np.array([7]), item[:1], 0.5, seed=6)[0] != hidden[0]).any()

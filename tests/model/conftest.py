@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec.config import Config
+from mtrec.config import Config, SetHistory
 from mtrec.configfile import parse_config
 from mtrec.data.histories import Histories
 from mtrec.model.fit import TrainingData, UserInputs
@@ -43,6 +43,15 @@ def config() -> Config:
             "train": {"batch_size": 4, "learning_rate": 0.01, "warmup_steps": 1},
         }
     )
+
+
+@pytest.fixture(params=["sequence", "set"])
+def any_config(config: Config, request: pytest.FixtureRequest) -> Config:
+    """The same run with each history encoder."""
+    if request.param == "sequence":
+        return config
+    history = SetHistory(kind="set", length=6, num_blocks=1, held_out=0.4, dropout=0.0)
+    return config.model_copy(update={"model": config.model.model_copy(update={"history": history})})
 
 
 @pytest.fixture

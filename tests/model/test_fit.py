@@ -17,7 +17,8 @@ from mtrec.model.fit import epoch_batches, start_state, train_epoch, train_step
 CPU = torch.device("cpu")
 
 
-def test_losses_fall_on_planted_structure(config, make_data) -> None:
+def test_losses_fall_on_planted_structure(any_config, make_data) -> None:
+    config = any_config
     data, _ = make_data(40)
     state = start_state(config, data, CPU)
     first = train_epoch(state, config, data)
@@ -51,7 +52,8 @@ def test_ranking_starts_at_the_items_shrunk_means(config, make_data) -> None:
     assert not usual[:2].any()
 
 
-def test_resuming_from_a_checkpoint_equals_going_on(config, make_data) -> None:
+def test_resuming_from_a_checkpoint_equals_going_on(any_config, make_data) -> None:
+    config = any_config
     data, _ = make_data()
     straight = start_state(config, data, CPU)
     train_epoch(straight, config, data)
@@ -65,7 +67,24 @@ def test_resuming_from_a_checkpoint_equals_going_on(config, make_data) -> None:
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
-def test_the_seed_decides_the_result(config, make_data) -> None:
+def test_each_epoch_hides_another_part_of_a_set(any_config, make_data) -> None:
+    data, _ = make_data()
+    epochs = [
+        {
+            (int(batch.history["item"][row, 0]), tuple(batch.history["held_out"][row].tolist()))
+            for batch in epoch_batches(any_config, data, epoch, rank=0, num_workers=1)
+            for row in range(len(batch.history["length"]))
+        }
+        if any_config.model.history.kind == "set"
+        else set()
+        for epoch in (0, 0, 1)
+    ]
+    assert epochs[0] == epochs[1]
+    assert not epochs[0] or epochs[0] != epochs[2]
+
+
+def test_the_seed_decides_the_result(any_config, make_data) -> None:
+    config = any_config
     data, _ = make_data()
 
     def loss(seed: int) -> float:
@@ -115,7 +134,8 @@ def test_without_training_events_there_is_a_clear_error(config, make_data) -> No
         start_state(config, _replaced(data, train=empty), CPU)
 
 
-def test_two_workers_give_the_losses_of_one(config, make_data) -> None:
+def test_two_workers_give_the_losses_of_one(any_config, make_data) -> None:
+    config = any_config
     data, _ = make_data(9)  # 9 windows in batches of 4: the last batch needs a filler
     state = start_state(config, data, CPU)
     expected = [train_epoch(state, config, data) for _ in range(3)]

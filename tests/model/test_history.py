@@ -1,30 +1,119 @@
+"""History encoders: a contract for both, the transformer against torch, the set against a loop."""
+
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mtrec.model.history import CausalBlock, SequenceEncoder
+from mtrec.config import History, SequenceHistory, SetHistory
+from mtrec.model.history import CausalBlock, SequenceEncoder, SetEncoder, build_history
+
+KINDS: dict[str, History] = {
+    "sequence": SequenceHistory(num_blocks=2, num_heads=2, length=6, dropout=0.0),
+    "set": SetHistory(kind="set", num_blocks=2, length=6, dropout=0.0),
+}
+Encoder = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _encoder(**changes: object) -> SequenceEncoder:
+def _items(batch: int, width: int) -> Tensor:
+    """Different items for all events of a window."""
+    return torch.arange(2, width + 2).repeat(batch, 1)
+
+
+@pytest.fixture(params=KINDS)
+def encoder(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
-    settings = {"dim": 8, "num_blocks": 2, "num_heads": 2, "length": 6, "dropout": 0.0}
-    return SequenceEncoder(**{**settings, **changes}).eval()
+    return build_history(KINDS[request.param], dim=8).eval()
 
 
-def test_a_state_knows_nothing_of_later_events() -> None:
-    encoder, prefix, events = _encoder(), torch.randn(1, 8), torch.randn(1, 5, 8)
+@pytest.fixture
+def sequence() -> SequenceEncoder:
+    torch.manual_seed(0)
+    return build_history(KINDS["sequence"], dim=8).eval()
+
+
+@pytest.fixture
+def set_encoder() -> SetEncoder:
+    torch.manual_seed(0)
+    return build_history(KINDS["set"], dim=8).eval()
+
+
+# ---- the contract of both -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", range(5))
+def test_a_state_does_not_know_its_own_event(encoder: Encoder, event: int) -> None:
+    prefix, events, items = torch.randn(1, 8), torch.randn(1, 5, 8), _items(1, 5)
+    changed, other = events.clone(), items.clone()
+    changed[0, event], other[0, event] = torch.randn(8), 17
+    before, after = encoder(prefix, events, items), encoder(prefix, changed, other)
+    assert torch.allclose(before[:, event], after[:, event], atol=1e-6)
+
+
+@pytest.mark.parametrize("event", range(5))
+def test_the_last_state_knows_every_event_and_the_prefix(encoder: Encoder, event: int) -> None:
+    prefix, events, items = torch.randn(1, 8), torch.randn(1, 5, 8), _items(1, 5)
+    changed = events.clone()
+    changed[0, event] = torch.randn(8)
+    whole = encoder(prefix, events, items)[:, 5]
+    assert (whole - encoder(prefix, changed, items)[:, 5]).abs().max() > 1e-3
+    assert (whole - encoder(torch.randn(1, 8), events, items)[:, 5]).abs().max() > 1e-3
+
+
+def test_padding_on_the_right_changes_no_used_state(encoder: Encoder) -> None:
+    prefix, events, items = torch.randn(2, 8), torch.randn(2, 3, 8), _items(2, 3)
+    padded = torch.cat([events, torch.randn(2, 2, 8)], dim=1)
+    padding = torch.cat([items, torch.zeros(2, 2, dtype=torch.int64)], dim=1)
+    found = encoder(prefix, padded, padding)[:, :4]
+    assert torch.allclose(encoder(prefix, events, items), found, atol=1e-6)
+
+
+def test_a_batch_equals_a_loop_of_single_windows(encoder: Encoder) -> None:
+    prefix, events, items = torch.randn(3, 8), torch.randn(3, 5, 8), torch.randint(2, 6, (3, 5))
+    together = encoder(prefix, events, items)
+    for row in range(3):
+        one = slice(row, row + 1)
+        alone = encoder(prefix[one], events[one], items[one])
+        assert torch.allclose(alone[0], together[row], atol=1e-6)
+
+
+def test_no_window_and_a_window_without_events_have_states(encoder: Encoder) -> None:
+    nothing = torch.zeros(0, 5, dtype=torch.int64)
+    assert encoder(torch.zeros(0, 8), torch.zeros(0, 5, 8), nothing).shape == (0, 6, 8)
+    empty = torch.zeros(1, 1, dtype=torch.int64)
+    assert torch.isfinite(encoder(torch.randn(1, 8), torch.zeros(1, 1, 8), empty)).all()
+
+
+def test_saved_and_loaded_weights_give_equal_states(encoder: nn.Module) -> None:
+    kind = "set" if isinstance(encoder, SetEncoder) else "sequence"
+    second = build_history(KINDS[kind], dim=8).eval()
+    inputs = torch.randn(2, 8), torch.randn(2, 4, 8), _items(2, 4)
+    assert not torch.equal(second(*inputs), encoder(*inputs))
+    second.load_state_dict(encoder.state_dict())
+    assert torch.equal(second(*inputs), encoder(*inputs))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_and_dropout_are_those_of_the_configuration(kind: str) -> None:
+    inputs = torch.randn(2, 8), torch.randn(2, 4, 8), _items(2, 4)
+    changed = KINDS[kind].model_copy(update={"num_blocks": 1, "dropout": 0.5})
+    encoder = build_history(changed, dim=8)
+    assert len(encoder.blocks) == 1
+    assert not torch.equal(encoder(*inputs), encoder(*inputs))
+
+
+# ---- the sequence -------------------------------------------------------------------------------
+
+
+def test_a_state_of_a_sequence_knows_nothing_of_later_events(sequence: SequenceEncoder) -> None:
+    prefix, events, items = torch.randn(1, 8), torch.randn(1, 5, 8), _items(1, 5)
     changed = events.clone()
     changed[0, 3] = torch.randn(8)
-    before, after = encoder(prefix, events), encoder(prefix, changed)
+    before, after = sequence(prefix, events, items), sequence(prefix, changed, items)
     # state t has seen events 0..t-1
     assert torch.allclose(before[:, :4], after[:, :4], atol=1e-6)
     assert (before[:, 4:] - after[:, 4:]).abs().amax(-1).min() > 1e-3
-
-
-def test_padding_on_the_right_changes_no_used_state() -> None:
-    encoder, prefix, events = _encoder(), torch.randn(2, 8), torch.randn(2, 3, 8)
-    padded = torch.cat([events, torch.zeros(2, 2, 8)], dim=1)
-    assert torch.allclose(encoder(prefix, events), encoder(prefix, padded)[:, :4], atol=1e-6)
 
 
 def test_a_block_equals_torchs_pre_norm_encoder_layer() -> None:
@@ -47,6 +136,48 @@ def test_a_block_equals_torchs_pre_norm_encoder_layer() -> None:
     assert torch.allclose(ours(states), expected, atol=1e-5)
 
 
-def test_too_many_events_are_refused() -> None:
+def test_too_many_events_for_the_positions_are_refused(sequence: SequenceEncoder) -> None:
     with pytest.raises(AssertionError, match="7 events, at most 6"):
-        _encoder()(torch.zeros(1, 8), torch.zeros(1, 7, 8))
+        sequence(torch.zeros(1, 8), torch.zeros(1, 7, 8), _items(1, 7))
+
+
+# ---- the set ------------------------------------------------------------------------------------
+
+
+def test_the_order_of_a_sets_events_does_not_count(set_encoder: SetEncoder) -> None:
+    prefix, events, items = torch.randn(2, 8), torch.randn(2, 5, 8), _items(2, 5)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    straight = set_encoder(prefix, events, items)
+    permuted = set_encoder(prefix, events[:, order], items[:, order])
+    assert torch.allclose(straight[:, 5], permuted[:, 5], atol=1e-6)
+    # and each event's own state goes with it
+    assert torch.allclose(straight[:, order], permuted[:, :5], atol=1e-6)
+
+
+def test_a_set_state_is_the_prefix_and_the_scaled_sum_of_other_items(
+    set_encoder: SetEncoder,
+) -> None:
+    # Items 5 and 9 come twice; event 4 is padding and event 5 of an unknown item.
+    items = torch.tensor([[5, 9, 5, 7, 0, 1, 9]])
+    prefix, events = torch.randn(1, 8), torch.randn(1, 7, 8)
+    found = set_encoder(prefix, events, items)[0]
+    for place in range(8):
+        own = -1 if place == 7 else items[0, place]
+        kept = [t for t in (0, 1, 2, 3, 6) if items[0, t] != own]
+        state = prefix[0]
+        if kept:
+            pooled = sum(set_encoder.value(events[0, t]) for t in kept)
+            state = state + pooled / (len(kept) + 1) ** 0.5
+        for block in set_encoder.blocks:
+            state = state + block(state)
+        assert torch.allclose(found[place], set_encoder.norm(state), atol=1e-5), place
+
+
+def test_a_second_event_of_the_same_item_does_not_give_it_away(set_encoder: SetEncoder) -> None:
+    prefix, events = torch.randn(1, 8), torch.randn(1, 4, 8)
+    items, other = torch.tensor([[5, 9, 5, 7]]), torch.tensor([[6, 9, 6, 7]])
+    changed = events.clone()
+    changed[0, [0, 2]] = torch.randn(2, 8)
+    before, after = set_encoder(prefix, events, items), set_encoder(prefix, changed, other)
+    assert torch.allclose(before[:, [0, 2]], after[:, [0, 2]], atol=1e-6)
+    assert not torch.allclose(before[:, 1], after[:, 1], atol=1e-3)

@@ -9,7 +9,7 @@ from mtrec.model.losses import binary_loss, regression_loss, retrieval_loss
 def test_retrieval_loss_is_minus_log_softmax_of_the_target() -> None:
     logits = torch.tensor([[-torch.inf, -torch.inf, 0.0, math.log(3.0)]])
     # softmax = [1/4, 3/4] over the two items
-    loss = retrieval_loss(logits, torch.tensor([3]))
+    loss = retrieval_loss(logits, torch.tensor([3]), torch.tensor([0]))
     assert loss.total.item() == pytest.approx(math.log(4 / 3), rel=1e-6)
     assert loss.count.item() == 1.0
 
@@ -18,11 +18,19 @@ def test_retrieval_loss_leaves_out_padding_and_unknown_targets() -> None:
     logits = torch.randn(3, 5)
     logits[:, :2] = -torch.inf
     logits.requires_grad_()
-    loss = retrieval_loss(logits, torch.tensor([0, 1, 4]))
+    loss = retrieval_loss(logits, torch.tensor([0, 1, 4]), torch.arange(3))
     loss.total.backward()
     assert loss.count.item() == 1.0
     assert torch.equal(logits.grad[:2], torch.zeros(2, 5))
     assert logits.grad[2].abs().sum() > 0
+
+
+def test_one_state_may_predict_several_targets() -> None:
+    logits = torch.tensor(
+        [[-torch.inf, -torch.inf, 0.0, math.log(3.0)], [-torch.inf] * 2 + [0.0] * 2]
+    )
+    loss = retrieval_loss(logits, torch.tensor([3, 2, 2]), torch.tensor([0, 0, 1]))
+    assert loss.total.item() == pytest.approx(math.log(4 / 3) + math.log(4) + math.log(2), rel=1e-6)
 
 
 def test_regression_loss_sums_squared_errors_of_known_labels() -> None:

@@ -1,10 +1,12 @@
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from mtrec.data.histories import history_batch, last_windows
+from mtrec.data.histories import Histories, history_batch, last_windows
+from mtrec.model.history import SetEncoder
 from mtrec.model.network import Context, ModelSizes, UserStates, build_model
 
 
@@ -13,7 +15,8 @@ def _context(num_rows: int) -> Context:
 
 
 @pytest.fixture
-def parts(config, sizes, make_data):
+def parts(any_config, sizes, make_data):
+    config = any_config
     torch.manual_seed(0)
     model = build_model(config.model, config.tasks, sizes).eval()
     data, _ = make_data()
@@ -44,14 +47,15 @@ def test_a_batch_of_users_equals_a_loop_of_single_users(parts) -> None:
         assert torch.allclose(alone.residual[0], together.residual[row], atol=1e-6)
 
 
-def test_the_vector_before_an_event_does_not_know_it(parts) -> None:
+def test_the_vector_for_an_event_does_not_know_it(parts) -> None:
     model, _, batch, users, vectors = parts
     changed = {name: values.clone() for name, values in batch.items()}
-    changed["item"][:, 3] = 21
+    for row, items in enumerate(batch["item"].tolist()):
+        changed["item"][row, 3] = next(item for item in range(2, 22) if item not in items)
     changed["numbers"][:, 3] = 5.0
     before = model.encode_history(batch, users, vectors)
     after = model.encode_history(changed, users, vectors)
-    assert torch.allclose(before.vector[:, :4], after.vector[:, :4], atol=1e-6)
+    assert torch.allclose(before.vector[:, 3], after.vector[:, 3], atol=1e-6)
     assert not torch.allclose(before.vector[:, 4], after.vector[:, 4])
 
 
@@ -66,6 +70,52 @@ def test_no_event_helps_to_predict_its_own_label(parts) -> None:
         one, two = getattr(before, part), getattr(after, part)
         assert torch.allclose(one[:, 3], two[:, 3], atol=1e-6), part
         assert not torch.allclose(one[:, 2], two[:, 2], atol=1e-3), part
+
+
+def test_only_a_sequence_knows_the_order_of_events(parts) -> None:
+    model, data, _, users, vectors = parts
+    order = np.arange(data.train.num_events)
+    for start, stop in itertools.pairwise(data.train.offsets):
+        order[start:stop] = order[start:stop][::-1]
+    backward = Histories(
+        data.train.user_ids,
+        data.train.offsets,
+        data.train.item_index[order],
+        data.train.timestamp,  # the gaps stay where they were
+        data.train.split[order],
+        {name: values[order] for name, values in data.train.numbers.items()},
+        {},
+        {},
+    )
+    states = []
+    for histories in (data.train, backward):
+        # The windows are whole: the longest history has 7 events.
+        starts, stops = histories.offsets[:-1], histories.offsets[1:]
+        keep = np.flatnonzero(stops - starts <= 6)
+        arrays = history_batch(histories, starts[keep], stops[keep], scaling=data.scaling)
+        batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        states.append(model.encode_users(batch, users.rows(torch.from_numpy(keep)), vectors))
+    one, two = states
+    assert torch.allclose(one.residual, two.residual, atol=1e-6)
+    assert torch.allclose(one.taste, two.taste, atol=1e-6)
+    is_set = isinstance(model.history, SetEncoder)
+    assert torch.allclose(one.vector, two.vector, atol=1e-5) == is_set
+
+
+def test_a_hidden_event_is_in_no_vector(parts) -> None:
+    model, _, batch, users, vectors = parts
+    if not isinstance(model.history, SetEncoder):
+        pytest.skip("a sequence hides nothing: it is causal")
+    hidden = torch.zeros_like(batch["item"], dtype=torch.bool)
+    hidden[:, 2] = True
+    changed = {name: values.clone() for name, values in batch.items()}
+    changed["item"][:, 2] = 21
+    changed["numbers"][:, 2] = 5.0
+    before = model.encode_history({**batch, "held_out": hidden}, users, vectors).vector
+    after = model.encode_history({**changed, "held_out": hidden}, users, vectors).vector
+    shown = model.encode_history(batch, users, vectors).vector
+    assert torch.allclose(before, after, atol=1e-6)
+    assert not torch.allclose(before[:, -1], shown[:, -1], atol=1e-3)
 
 
 def test_residuals_are_shrunk_means_of_the_other_events(parts) -> None:

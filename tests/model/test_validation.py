@@ -9,7 +9,8 @@ from mtrec.model.validation import monitored, validate
 
 
 @pytest.fixture
-def fitted(config, make_data):
+def fitted(any_config, make_data):
+    config = any_config
     data, held_out = make_data()
     state = start_state(config, data, torch.device("cpu"))
     for _ in range(3):
@@ -17,7 +18,8 @@ def fitted(config, make_data):
     return state.model.eval(), data, held_out
 
 
-def test_validation_equals_a_loop_over_users(config, fitted) -> None:
+def test_validation_equals_a_loop_over_users(any_config, fitted) -> None:
+    config = any_config
     model, data, held_out = fitted
     found = validate(model, config, data, held_out)
     gains, errors = [], []
@@ -48,10 +50,10 @@ def test_validation_equals_a_loop_over_users(config, fitted) -> None:
     assert found["stars/rmse"] == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-5)
 
 
-def test_without_held_out_events_there_are_no_figures(config, fitted) -> None:
+def test_without_held_out_events_there_are_no_figures(any_config, fitted) -> None:
     model, data, held_out = fitted
     nothing = held_out.select(np.zeros(held_out.num_events, bool))
-    assert validate(model, config, data, nothing) == {}
+    assert validate(model, any_config, data, nothing) == {}
 
 
 @pytest.mark.parametrize(
