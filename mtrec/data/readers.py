@@ -322,7 +322,7 @@ def _jsonl_table(
 def _parse_json(line: str) -> tuple[dict[str, Any], str | None]:
     """Give the object of one line, or an empty one and what is wrong with the line."""
     try:
-        tree = json.loads(line, object_pairs_hook=_object)
+        tree = _DECODER.decode(line)
     except json.JSONDecodeError as error:
         # The message of Python's parser for text behind a value that is whole.
         more = error.msg == "Extra data"
@@ -344,6 +344,10 @@ class _Repeated:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Repeated:
     tree = dict(pairs)
     return tree if len(tree) == len(pairs) else _Repeated()
+
+
+# One for all lines: `json.loads` with a hook makes a new one each time.
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _from_json(name: str, value: object, config: Table) -> tuple[object, bool, str | None]:

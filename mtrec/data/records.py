@@ -178,11 +178,13 @@ class Splitter:
             size += len(lines[number])
             if state == "garbage":
                 return first, None, _GARBAGE if number == start else _NOT_CLOSED, 1
+            if state == "whole" and number == start:
+                return first, fields, None, 1
             if state == "whole":
-                used = number + 1 - start
-                if used > 2 and self._swallows(fields, lines[start + 1 : number]):
+                if self._swallows(fields, lines[start + 1 : number]):
                     return first, None, _NOT_CLOSED, 1
-                return "".join(lines[start : number + 1]).rstrip("\r\n"), fields, None, used
+                text = "".join(lines[start : number + 1]).rstrip("\r\n")
+                return text, fields, None, number + 1 - start
             # The second bound keeps lines that each close a field and open another from making one
             # record after the other of a whole megabyte.
             if size > MAX_RECORD_BYTES or len(fields) > 2 * (self._num_fields or size):
