@@ -17,7 +17,8 @@ from torch import Tensor, nn
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND = 0x94D049BB133111EB - (1 << 64)
-_BITS = 24
+# One hash of 64 bits decides four elements: a probability is rounded to 1 / 65,536.
+_BITS = 16
 
 
 @dataclass(slots=True)
@@ -58,9 +59,10 @@ class Dropout(nn.Module):
         rows = self.noise.rows.to(inputs.device)
         assert len(rows) == len(inputs), f"{len(inputs)} rows, but {len(rows)} are named"
         start = _mix(_mix(_mix(rows * 0 + self.noise.seed) + self.noise.step) + self.layer)
-        place = torch.arange(inputs[0].numel(), device=inputs.device)
-        drawn = _mix(_mix(start + rows)[:, None] + place) & ((1 << _BITS) - 1)
-        kept = (drawn >= round(self.p * (1 << _BITS))).view(inputs.shape)
+        width = inputs[0].numel()
+        place = torch.arange(-(-width * _BITS // 64), device=inputs.device)
+        drawn = _mix(_mix(start + rows)[:, None] + place).view(torch.int16)[:, :width]
+        kept = (drawn >= round(self.p * (1 << _BITS)) - (1 << (_BITS - 1))).view(inputs.shape)
         return torch.where(kept, inputs / (1.0 - self.p), torch.zeros_like(inputs))
 
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from mtrec.config import Experts
+from mtrec.model.dropout import Dropout
 
 
 def _expert(input_dim: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
     """Build the layers of one expert: linear, GELU and dropout for each width."""
     layers: list[nn.Module] = []
     for width_in, width_out in zip([input_dim, *hidden], hidden, strict=False):
-        layers += [nn.Linear(width_in, width_out), nn.GELU(), nn.Dropout(dropout)]
+        layers += [nn.Linear(width_in, width_out), nn.GELU(), Dropout(dropout)]
     return nn.Sequential(*layers)
 
 

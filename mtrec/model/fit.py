@@ -150,6 +150,7 @@ def start_state(config: Config, data: TrainingData, device: torch.device) -> Tra
         )
     torch.manual_seed(config.run.seed)
     model = build_model(config.model, config.tasks, data.sizes)
+    model.noise.seed = config.run.seed
     trained = data.trained > 0
     model.items.content.fit_whitening(data.items.text[trained & (data.items.has_text > 0)])
     model.users.fit_whitening(data.users.texts[1:])
@@ -182,7 +183,8 @@ def epoch_batches(
         )
         trained_N = drop_rows(data.trained, config.model.id_dropout, generator)
         mine = batch.rows(slice(rank, None, num_workers))
-        made = make_batch(data, mine, trained_N=trained_N, device=device)
+        rows = np.arange(rank, len(batch), num_workers)
+        made = make_batch(data, mine, rows=rows, trained_N=trained_N, device=device)
         if config.model.history.kind == "set":
             hidden = hold_out(
                 mine.user,
@@ -195,9 +197,14 @@ def epoch_batches(
 
 
 def make_batch(
-    data: TrainingData, windows: Windows, *, trained_N: Tensor, device: torch.device
+    data: TrainingData,
+    windows: Windows,
+    *,
+    rows: NDArray[np.int64],
+    trained_N: Tensor,
+    device: torch.device,
 ) -> TrainingBatch:
-    """Turn windows into the tensors of one step."""
+    """Turn windows, which are these rows of the global batch, into the tensors of one step."""
     arrays = history_batch(data.train, windows.start, windows.stop, scaling=data.scaling)
     width = arrays["item"].shape[1]
     event = windows.start[:, None] + np.arange(width)[None, :]
@@ -210,6 +217,7 @@ def make_batch(
     user = torch.from_numpy(windows.user).to(device)
     tell = torch.from_numpy(windows.tell).to(device)
     return TrainingBatch(
+        rows=torch.from_numpy(rows).to(device),
         history={name: torch.from_numpy(values).to(device) for name, values in arrays.items()},
         users=data.users.rows(user, tell),
         labels=labels,
@@ -228,6 +236,7 @@ def train_step(state: TrainState, batch: TrainingBatch, config: Config) -> dict[
         DataError: a loss is not finite; names the task. The weights are as before the step.
     """
     state.wrapped.train()
+    state.model.noise.step = state.step
     sums = state.wrapped(batch)
     counts = torch.stack([count for _, count in sums.values()])
     totals = torch.stack([total for total, _ in sums.values()])

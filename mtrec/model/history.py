@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtrec.config import History
+from mtrec.model.dropout import Dropout
 
 
 class SequenceEncoder(nn.Module):
@@ -31,7 +32,7 @@ class SequenceEncoder(nn.Module):
         self.length = length
         self.positions = nn.Embedding(length + 1, dim)
         nn.init.normal_(self.positions.weight, std=0.02)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             CausalBlock(dim=dim, num_heads=num_heads, dropout=dropout) for _ in range(num_blocks)
         )
@@ -58,7 +59,6 @@ class CausalBlock(nn.Module):
     def __init__(self, *, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.p_dropout = dropout
         self.attention_norm = nn.LayerNorm(dim)
         self.projection = nn.Linear(dim, 3 * dim)
         self.output = nn.Linear(dim, dim)
@@ -67,9 +67,9 @@ class CausalBlock(nn.Module):
             nn.Linear(dim, 4 * dim),
             nn.GELU(),
             nn.Linear(4 * dim, dim),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, states_BTD: Tensor) -> Tensor:
         """Give the next layer's states (B, T, D)."""
@@ -79,9 +79,8 @@ class CausalBlock(nn.Module):
             part.view(batch, width, self.num_heads, dim // self.num_heads).transpose(1, 2)
             for part in joined.chunk(3, dim=-1)
         )
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, dropout_p=self.p_dropout if self.training else 0.0
-        )
+        # No dropout of its own: torch would draw it from the process's stream (`model.dropout`).
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         mixed = mixed.transpose(1, 2).reshape(batch, width, dim)
         states_BTD = states_BTD + self.dropout(self.output(mixed))
         return states_BTD + self.feed_forward(states_BTD)  # type: ignore[no-any-return]  # a Tensor
@@ -100,15 +99,15 @@ class SetEncoder(nn.Module):
     def __init__(self, *, dim: int, num_blocks: int, dropout: float) -> None:
         super().__init__()
         self.value = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.LayerNorm(dim),
                 nn.Linear(dim, 4 * dim),
                 nn.GELU(),
-                nn.Dropout(dropout),
+                Dropout(dropout),
                 nn.Linear(4 * dim, dim),
-                nn.Dropout(dropout),
+                Dropout(dropout),
             )
             for _ in range(num_blocks)
         )

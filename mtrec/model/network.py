@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mtrec.config import BinaryTask, Experts, ModelConfig, RegressionTask, Task, parse_label
 from mtrec.data.histories import CATEGORY, HELD_OUT, NUM_GAP_BUCKETS
+from mtrec.model.dropout import bind_noise
 from mtrec.model.experts import build_experts
 from mtrec.model.history import SequenceEncoder, SetEncoder, build_history
 from mtrec.model.towers import FeatureInputs, FeatureTower, ItemTower, ItemVectors
@@ -130,6 +131,7 @@ class MultiTaskModel(nn.Module):
         self.ranking = ranking
         self.p_drop_rows = p_drop_rows
         self.start = nn.Parameter(torch.zeros(users.dim))
+        self.noise = bind_noise(self)
 
     def encode_items(self, items: FeatureInputs, trained_N: Tensor) -> ItemVectors:
         """Give the vectors of the whole catalogue; see `ItemTower.forward`."""

@@ -25,6 +25,7 @@ class TrainingBatch:
     """What one step needs.
 
     Attributes:
+        rows: (B,) int64, number of each window in the global batch.
         history: tensors of `history_batch`, B windows; for the set encoder with `held_out`.
         users: (B,) rows of user inputs.
         labels: task -> (B, T) float32; NaN where there is no label.
@@ -32,6 +33,7 @@ class TrainingBatch:
         items: inputs of the catalogue.
     """
 
+    rows: Tensor
     history: dict[str, Tensor]
     users: FeatureInputs
     labels: dict[str, Tensor]
@@ -54,6 +56,8 @@ class JointObjective(nn.Module):
 
     def forward(self, batch: TrainingBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """Give (sum, count) of each loss; see `losses`."""
+        noise = self.model.noise
+        noise.rows = batch.rows
         vectors = self.model.encode_items(batch.items, batch.trained)
         states = self.model.encode_history(batch.history, batch.users, vectors)
         item_BT = batch.history["item"]
@@ -76,6 +80,7 @@ class JointObjective(nn.Module):
                 item_BT.masked_fill(held_out_BT, 0),
             )
         if self.ranking:
+            noise.rows = (batch.rows[row_P] << 20) + time_P
             context = context_at(batch.history, self.model, row_P, time_P)
             logits = self.model.rank(users, target_P, vectors, context)
             for task in self.ranking:

@@ -10,6 +10,7 @@ from scipy.special import erf, softmax
 from torch import Tensor, nn
 
 from mtrec.config import Experts, MMoEExperts, PLEExperts, SharedBottom
+from mtrec.model.dropout import bind_noise
 from mtrec.model.experts import PLE, Gate, MMoE, build_experts
 
 TASKS = ["a", "b", "c"]
@@ -55,7 +56,8 @@ def test_the_shared_bottom_is_a_stack_of_linear_and_gelu_layers() -> None:
 
 
 def test_all_tasks_of_a_shared_bottom_read_the_same_representation() -> None:
-    outputs = build_experts(KINDS["shared_bottom"], input_dim=4, tasks=TASKS)(torch.randn(2, 4))
+    bottom = build_experts(KINDS["shared_bottom"], input_dim=4, tasks=TASKS).eval()
+    outputs = bottom(torch.randn(2, 4))
     assert outputs["a"] is outputs["b"]
 
 
@@ -109,7 +111,7 @@ def test_ple_follows_its_equations_level_by_level() -> None:
 
 
 def test_every_parameter_of_ple_is_used() -> None:
-    model = build_experts(KINDS["ple of three levels"], input_dim=4, tasks=TASKS)
+    model = build_experts(KINDS["ple of three levels"], input_dim=4, tasks=TASKS).eval()
     sum(output.square().sum() for output in model(torch.randn(3, 4)).values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -189,7 +191,12 @@ def test_dropout_is_on_in_training_only(experts: nn.Module) -> None:
     inputs = torch.randn(9, 4)
     assert torch.equal(experts(inputs)["a"], experts(inputs)["a"])
     experts.train()
-    assert not torch.equal(experts(inputs)["a"], experts(inputs)["a"])
+    noise = bind_noise(experts)
+    noise.rows = torch.arange(9)
+    first, again = experts(inputs)["a"], experts(inputs)["a"]
+    noise.step += 1
+    assert torch.equal(first, again)
+    assert not torch.equal(first, experts(inputs)["a"])
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -211,7 +218,7 @@ def test_a_tasks_gradient_reaches_its_own_and_shared_parts_alone(
 
 def test_training_one_task_leaves_the_others_private_parts_alone() -> None:
     torch.manual_seed(0)
-    model = build_experts(KINDS["ple"], input_dim=4, tasks=TASKS)
+    model = build_experts(KINDS["ple"], input_dim=4, tasks=TASKS).eval()
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.randn(5, 4))["a"].square().sum().backward()

@@ -53,7 +53,7 @@ def test_ranking_starts_at_the_items_shrunk_means(config, make_data) -> None:
 
 
 def test_resuming_from_a_checkpoint_equals_going_on(any_config, make_data) -> None:
-    config = any_config
+    config = _with_dropout(any_config)
     data, _ = make_data()
     straight = start_state(config, data, CPU)
     train_epoch(straight, config, data)
@@ -135,7 +135,7 @@ def test_without_training_events_there_is_a_clear_error(config, make_data) -> No
 
 
 def test_two_workers_give_the_losses_of_one(any_config, make_data) -> None:
-    config = any_config
+    config = _with_dropout(any_config)
     data, _ = make_data(9)  # 9 windows in batches of 4: the last batch needs a filler
     state = start_state(config, data, CPU)
     expected = [train_epoch(state, config, data) for _ in range(3)]
@@ -159,6 +159,16 @@ def _run_worker(rank: int, port: int, config: Config, data: Any, queue: Any) -> 
     if rank == 0:
         queue.put(losses)
     torch.distributed.destroy_process_group()
+
+
+def _with_dropout(config: Config) -> Config:
+    model = config.model
+    parts = {
+        "id_dropout": 0.2,
+        "history": model.history.model_copy(update={"dropout": 0.3}),
+        "experts": model.experts.model_copy(update={"dropout": 0.3}),
+    }
+    return config.model_copy(update={"model": model.model_copy(update=parts)})
 
 
 def _replaced(data: Any, **changes: Any) -> Any:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrec.config import History, SequenceHistory, SetHistory
+from mtrec.model.dropout import bind_noise
 from mtrec.model.history import CausalBlock, SequenceEncoder, SetEncoder, build_history
 
 KINDS: dict[str, History] = {
@@ -100,7 +101,11 @@ def test_blocks_and_dropout_are_those_of_the_configuration(kind: str) -> None:
     changed = KINDS[kind].model_copy(update={"num_blocks": 1, "dropout": 0.5})
     encoder = build_history(changed, dim=8)
     assert len(encoder.blocks) == 1
-    assert not torch.equal(encoder(*inputs), encoder(*inputs))
+    noise = bind_noise(encoder)
+    noise.rows = torch.arange(2)
+    first = encoder(*inputs)
+    noise.step += 1
+    assert not torch.equal(first, encoder(*inputs))
 
 
 # ---- the sequence -------------------------------------------------------------------------------

@@ -24,7 +24,9 @@ def parts(any_config, sizes, make_data):
     windows = Windows(
         np.arange(3), offsets[:3], np.minimum(offsets[1:4], offsets[:3] + 6), np.zeros(3, bool)
     )
-    batch = make_batch(data, windows, trained_N=data.trained, device=torch.device("cpu"))
+    batch = make_batch(
+        data, windows, rows=np.arange(3), trained_N=data.trained, device=torch.device("cpu")
+    )
     if config.model.history.kind == "set":
         hidden = hold_out(windows.user, batch.history["item"].numpy(), 0.4, seed=1)
         batch.history["held_out"] = torch.from_numpy(hidden)
