@@ -526,6 +526,25 @@ class ModelConfig(_Section):
         return self
 
 
+class FullSoftmax(_Section):
+    kind: Literal["full"] = "full"
+
+
+class SampledSoftmax(_Section):
+    kind: Literal["sampled"]
+    num_negatives: int = Field(1000, ge=1)
+    """Items drawn in each step, for all its targets together."""
+    distribution: Literal["uniform", "popularity"] = "uniform"
+    """`uniform`: each item alike; `popularity`: by its training events, which needs fewer draws
+    where few items are most of what is met. Either is corrected for (logQ)."""
+
+
+Softmax = Annotated[
+    Annotated[FullSoftmax, Tag("full")] | Annotated[SampledSoftmax, Tag("sampled")],
+    _kind("full", "sampled"),
+]
+
+
 class TrainConfig(_Section):
     epochs: int = Field(60, ge=1)
     """Passes over the training windows at most."""
@@ -542,6 +561,12 @@ class TrainConfig(_Section):
     ema_decay: Fraction = 0.99
     """Decay of the moving average of the weights, which is what is validated and exported; 0: none.
     """
+    balance: Literal["fixed", "uncertainty"] = "fixed"
+    """How the losses are weighed: `fixed` by the tasks' weights, `uncertainty` by these times what
+    is learned of each task's noise (Kendall et al. 2018)."""
+    softmax: Softmax = FullSoftmax()
+    """What a retrieval target is told from: the whole catalogue, or sampled items, for catalogues
+    whose logits do not fit into memory."""
     patience: int = Field(10, ge=1)
     """Stop after so many epochs without a better validation value."""
     monitor: str | None = None

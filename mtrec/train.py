@@ -159,26 +159,28 @@ def _worker(settings: dict[str, Any]) -> None:
     while not _finished(state, config):
         begin = time.monotonic()
         losses = train_epoch(state, config, data, rank=rank, num_workers=num_workers)
-        weights = state.export_weights()
+        exported = state.export_weights()
         kept = {key: value.detach().clone() for key, value in state.model.state_dict().items()}
-        state.model.load_state_dict(weights)
+        state.model.load_state_dict(exported)
         values = validate(state.model, config, data, held_out, rank=rank, num_workers=num_workers)
         state.model.load_state_dict(kept)
         # Without validation events the last epoch is the one that ships.
         score = values.get(name, float(state.epoch)) * (1.0 if up or name not in values else -1.0)
         if math.isnan(state.best) or score > state.best:
             state.best, state.best_epoch = score, state.epoch
+        weights = state.objective.balance.weights()
         state.history.append(
             {
                 "epoch": state.epoch,
-                "loss": sum(losses[task] * state.factors[task] for task in losses),
+                "loss": state.joint_loss(losses),
                 # 1 is a constant predictor, whatever the task.
                 **{f"loss/{task}": losses[task] / state.constants[task] for task in losses},
+                **{f"weight/{task}": weights[task] for task in losses},
                 **{f"validation/{metric}": value for metric, value in values.items()},
                 "seconds": round(time.monotonic() - begin, 3),
             }
         )
-        _report(state, weights, score, rank)
+        _report(state, exported, score, rank)
         if rank == 0:
             settings["board"].add.remote(state.history[-1])
 

@@ -29,7 +29,7 @@ def written(folder: Path, content: dict[str, Any]) -> Path:
     [
         ("train", {"epoch": 3}, 'unknown key train.epoch; did you mean "epochs"?'),
         ("trian", {}, 'unknown key trian; did you mean "train"?'),
-        ("train", {"zzz": 3}, "unknown key train.zzz; known keys: batch_size, clip_norm"),
+        ("train", {"zzz": 3}, "unknown key train.zzz; known keys: balance, batch_size, clip_norm"),
         (
             "model",
             {"history": {"kind": "sequence", "num_head": 2}},

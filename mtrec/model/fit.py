@@ -19,13 +19,12 @@ from mtrec.data.histories import HELD_OUT, Histories, history_batch
 from mtrec.data.windows import Windows, cut_windows, global_batches, hold_out
 from mtrec.errors import DataError
 from mtrec.model.balance import (
+    build_balance,
     constant_binary_loss,
     constant_retrieval_loss,
-    fixed_weights,
-    weigh,
 )
 from mtrec.model.network import ModelSizes, MultiTaskModel, build_model
-from mtrec.model.objective import COLLABORATIVE, CONTENT, JointObjective, TrainingBatch
+from mtrec.model.objective import COLLABORATIVE, CONTENT, JointObjective, Negatives, TrainingBatch
 from mtrec.model.towers import FeatureInputs, drop_rows
 
 # Pseudo-events that draw an item's first usual value to the mean of all.
@@ -86,14 +85,13 @@ class TrainingData:
 class TrainState:
     """All that changes while fitting; `state_dict` is what a checkpoint holds.
 
-    `constants` are the losses of constant predictors, `factors` the weights of losses over them.
+    `constants` are the losses of constant predictors.
     """
 
     objective: JointObjective
     wrapped: nn.Module
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
-    factors: dict[str, float]
     constants: dict[str, float]
     step: int = 0
     epoch: int = 0
@@ -106,10 +104,24 @@ class TrainState:
         """The network itself."""
         return self.objective.model
 
+    def joint_loss(self, means: Mapping[str, float]) -> float:
+        """Give the joint loss of means over an epoch, as it is weighed now."""
+        with torch.no_grad():
+            device = next(self.model.parameters()).device
+            return float(
+                self.objective.balance(
+                    {name: torch.tensor(mean, device=device) for name, mean in means.items()}
+                )
+            )
+
     def state_dict(self) -> dict[str, Any]:
-        """Give everything needed to go on: weights, optimizer, counters, RNG."""
+        """Give everything needed to go on: weights, balance, optimizer, counters, RNG.
+
+        The learning rate follows from the step.
+        """
         return {
             "model": self.model.state_dict(),
+            "balance": self.objective.balance.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
@@ -123,6 +135,7 @@ class TrainState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.model.load_state_dict(state["model"])
+        self.objective.balance.load_state_dict(state["balance"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
@@ -155,14 +168,19 @@ def start_state(config: Config, data: TrainingData, device: torch.device) -> Tra
     model.items.content.fit_whitening(data.items.text[trained & (data.items.has_text > 0)])
     model.users.fit_whitening(data.users.texts[1:])
     _start_at_means(model, data)
-    objective = JointObjective(model, config.tasks, config.model).to(device)
     weights, constants = _loss_weights(config, data)
+    balance = build_balance(
+        config.train.balance,
+        weights,
+        constants,
+        squared={task.name for task in config.tasks if task.kind == "regression"},
+    )
+    objective = JointObjective(model, config.tasks, config.model, balance).to(device)
     return TrainState(
         objective=objective,
         wrapped=objective,
         optimizer=_optimizer(objective, config),
         average={},
-        factors=fixed_weights(weights, constants),
         constants=constants,
     )
 
@@ -184,7 +202,14 @@ def epoch_batches(
         trained_N = drop_rows(data.trained, config.model.id_dropout, generator)
         mine = batch.rows(slice(rank, None, num_workers))
         rows = np.arange(rank, len(batch), num_workers)
-        made = make_batch(data, mine, rows=rows, trained_N=trained_N, device=device)
+        made = make_batch(
+            data,
+            mine,
+            rows=rows,
+            trained_N=trained_N,
+            negatives=draw_negatives(config, data, epoch, number),
+            device=device,
+        )
         if config.model.history.kind == "set":
             hidden = hold_out(
                 mine.user,
@@ -202,6 +227,7 @@ def make_batch(
     *,
     rows: NDArray[np.int64],
     trained_N: Tensor,
+    negatives: Negatives | None,
     device: torch.device,
 ) -> TrainingBatch:
     """Turn windows, which are these rows of the global batch, into the tensors of one step."""
@@ -223,7 +249,27 @@ def make_batch(
         labels=labels,
         trained=trained_N,
         items=data.items,
+        negatives=negatives,
     )
+
+
+def draw_negatives(config: Config, data: TrainingData, epoch: int, number: int) -> Negatives | None:
+    """Draw what a step's targets are told from; the same on every worker. None: the catalogue."""
+    softmax = config.train.softmax
+    if softmax.kind == "full":
+        return None
+    seed = np.random.default_rng([config.run.seed, 4, epoch, number]).integers(2**62)
+    generator = torch.Generator().manual_seed(int(seed))
+    size, device = data.sizes.num_items, data.trained.device
+    # One more than an item was met: none is never told from others.
+    weight = np.bincount(data.train.item_index, minlength=size) + 1.0
+    if softmax.distribution == "uniform":
+        weight[:] = 1.0
+    weight[:2] = 0.0
+    q_N = torch.from_numpy(weight / weight.sum())
+    drawn = torch.multinomial(q_N, softmax.num_negatives, replacement=True, generator=generator)
+    expected = q_N[drawn] * softmax.num_negatives
+    return Negatives(drawn.to(device), expected.log().float().to(device))
 
 
 def train_step(state: TrainState, batch: TrainingBatch, config: Config) -> dict[str, float]:
@@ -261,7 +307,8 @@ def train_step(state: TrainState, batch: TrainingBatch, config: Config) -> dict[
         for position, (name, total) in enumerate(zip(sums, totals, strict=True))
     }
     state.optimizer.zero_grad(set_to_none=True)
-    weigh(losses, state.factors).backward()  # type: ignore[no-untyped-call]  # torch's
+    absent = {name for name, count in zip(sums, shown[1].tolist(), strict=True) if count == 0}
+    state.objective.balance(losses, absent).backward()
     nn.utils.clip_grad_norm_(state.objective.parameters(), config.train.clip_norm)
     for group in state.optimizer.param_groups:
         group["lr"] = config.train.learning_rate * min(

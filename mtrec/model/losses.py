@@ -3,7 +3,7 @@
 The caller divides the sum over all workers by the count over all workers, so the value does not
 depend on how a batch was cut. An absent task gives sum 0, count 0 and zero gradients, never NaN.
 
-Shape letters: P examples, S states of users, N items.
+Shape letters: P examples, S states of users, N items, J sampled items.
 """
 
 from dataclasses import dataclass
@@ -32,6 +32,35 @@ def retrieval_loss(logits_SN: Tensor, target_P: Tensor, state_P: Tensor) -> Loss
     """
     log_share_SN = functional.log_softmax(logits_SN, dim=-1)
     return _masked(-log_share_SN[state_P, target_P.clamp(min=2)], target_P > 1)
+
+
+def sampled_retrieval_loss(
+    positive_P: Tensor,
+    negatives_SJ: Tensor,
+    target_P: Tensor,
+    state_P: Tensor,
+    drawn_J: Tensor,
+    log_expected_J: Tensor,
+) -> LossSum:
+    """Sampled-softmax cross-entropy: the full softmax with its partition estimated from J draws.
+
+    -z_t + log(exp(z_t) + sum over draws j that are not t of exp(z_j) / (J q_j)), where q_j is the
+    probability of j in one draw (Bengio and Senecal 2008, eq. 6). The target is there by right and
+    not by chance, so only the others are corrected (Khrylchenko et al. 2025): the estimate of the
+    partition has no bias, and the loss tends to that of the full softmax as J grows.
+
+    Args:
+        positive_P: float32, logits of the targets.
+        negatives_SJ: float32, logits of the drawn items; what cannot be a target must be -inf.
+        target_P: int64; targets 0 (padding) and 1 (unknown item) are left out.
+        state_P: (P,) int64, the row of logits that goes with each target.
+        drawn_J: int64, the drawn items, with repetitions.
+        log_expected_J: float32, log(J q_j): how often each of them is drawn on average.
+    """
+    negative_PJ = (negatives_SJ - log_expected_J)[state_P]
+    negative_PJ = negative_PJ.masked_fill(drawn_J == target_P[:, None], -torch.inf)
+    partition_P = torch.logsumexp(torch.cat([positive_P[:, None], negative_PJ], dim=1), dim=1)
+    return _masked(partition_P - positive_P, target_P > 1)
 
 
 def regression_loss(prediction_P: Tensor, label_P: Tensor) -> LossSum:

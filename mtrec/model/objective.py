@@ -12,12 +12,32 @@ from torch import Tensor, nn
 
 from mtrec.config import ModelConfig, Task
 from mtrec.data.histories import CATEGORY, HELD_OUT
-from mtrec.model.losses import LossSum, binary_loss, regression_loss, retrieval_loss
+from mtrec.model.balance import FixedBalance, UncertaintyBalance
+from mtrec.model.losses import (
+    LossSum,
+    binary_loss,
+    regression_loss,
+    retrieval_loss,
+    sampled_retrieval_loss,
+)
 from mtrec.model.network import Context, MultiTaskModel
 from mtrec.model.towers import FeatureInputs, ItemVectors
 
 CONTENT, COLLABORATIVE = "content", "collaborative"
 """Names of the retrieval losses of the parts, beside the retrieval task's own (the fused one)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Negatives:
+    """The items that a step's retrieval targets are told from, where it is not the catalogue.
+
+    Attributes:
+        item: (J,) int64, with repetitions.
+        log_expected: (J,) float32, log of how often each of them is drawn on average.
+    """
+
+    item: Tensor
+    log_expected: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +51,7 @@ class TrainingBatch:
         labels: task -> (B, T) float32; NaN where there is no label.
         trained: (N,) float32, m_i after row dropout.
         items: inputs of the catalogue.
+        negatives: for the sampled softmax; the same on every worker.
     """
 
     rows: Tensor
@@ -39,14 +60,22 @@ class TrainingBatch:
     labels: dict[str, Tensor]
     trained: Tensor
     items: FeatureInputs
+    negatives: Negatives | None = None
 
 
 class JointObjective(nn.Module):
     """The model and its losses as one module, so that DDP sees one forward pass."""
 
-    def __init__(self, model: MultiTaskModel, tasks: list[Task], config: ModelConfig) -> None:
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        tasks: list[Task],
+        config: ModelConfig,
+        balance: FixedBalance | UncertaintyBalance,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.balance = balance
         self.retrieval = next(task.name for task in tasks if task.kind == "retrieval")
         self.ranking = [task for task in tasks if task.kind != "retrieval"]
         self.sizes = model.ranking.sizes
@@ -65,20 +94,16 @@ class JointObjective(nn.Module):
         target_P = item_BT[row_P, time_P]
         users = states.at(row_P, time_P)
         if self.has_order:
-            position_P = torch.arange(len(target_P), device=target_P.device)
-            sums = self._retrieval(users.vector, target_P, position_P, vectors, None)
+            user_SD, given_ST = users.vector, None
+            predicted_P, state_P = target_P, torch.arange(len(target_P), device=target_P.device)
         else:
             # One state a window predicts all that is held out of it, among what it does not know.
             held_out_BT = batch.history[HELD_OUT]
-            held_P, _ = torch.nonzero(held_out_BT, as_tuple=True)
             row_B = torch.arange(len(item_BT), device=item_BT.device)
-            sums = self._retrieval(
-                states.vector[row_B, batch.history["length"]],
-                item_BT[held_out_BT],
-                held_P,
-                vectors,
-                item_BT.masked_fill(held_out_BT, 0),
-            )
+            user_SD = states.vector[row_B, batch.history["length"]]
+            given_ST = item_BT.masked_fill(held_out_BT, 0)
+            predicted_P, state_P = item_BT[held_out_BT], torch.nonzero(held_out_BT)[:, 0]
+        sums = self._retrieval(user_SD, predicted_P, state_P, vectors, given_ST, batch.negatives)
         if self.ranking:
             noise.rows = (batch.rows[row_P] << 20) + time_P
             context = context_at(batch.history, self.model, row_P, time_P)
@@ -100,6 +125,7 @@ class JointObjective(nn.Module):
         state_P: Tensor,
         vectors: ItemVectors,
         given_ST: Tensor | None,
+        negatives: Negatives | None,
     ) -> dict[str, LossSum]:
         """Give the retrieval losses of the parts and of their sum.
 
@@ -109,20 +135,40 @@ class JointObjective(nn.Module):
             state_P: the state that predicts each of them.
             vectors: the catalogue.
             given_ST: items that are no targets of a state, for it knows them; 0: none.
+            negatives: what the targets are told from; None: the catalogue.
         """
-        content_SN = user_SD @ vectors.content.T
-        collaborative_SN = user_SD @ vectors.collaborative.T
         closed = torch.zeros_like(vectors.bias)
         closed[:2] = -torch.inf
         if given_ST is not None:
             closed = closed.repeat(len(user_SD), 1).scatter(1, given_ST, -torch.inf)
-        fused_SN = content_SN + collaborative_SN + (vectors.bias + closed)
-        sums = {self.retrieval: retrieval_loss(fused_SN, target_P, state_P)}
+        if negatives is None:
+            content_SN = user_SD @ vectors.content.T
+            collaborative_SN = user_SD @ vectors.collaborative.T
+            fused_SN = content_SN + collaborative_SN + (vectors.bias + closed)
+            sums = {self.retrieval: retrieval_loss(fused_SN, target_P, state_P)}
+            if self.with_content:
+                sums[CONTENT] = retrieval_loss(content_SN + closed, target_P, state_P)
+            if self.with_collaborative:
+                sums[COLLABORATIVE] = retrieval_loss(collaborative_SN + closed, target_P, state_P)
+            return sums
+        parts = {self.retrieval: (vectors.fused, vectors.bias)}
+        nothing_N = torch.zeros_like(vectors.bias)
         if self.with_content:
-            sums[CONTENT] = retrieval_loss(content_SN + closed, target_P, state_P)
+            parts[CONTENT] = (vectors.content, nothing_N)
         if self.with_collaborative:
-            sums[COLLABORATIVE] = retrieval_loss(collaborative_SN + closed, target_P, state_P)
-        return sums
+            parts[COLLABORATIVE] = (vectors.collaborative, nothing_N)
+        drawn = negatives.item
+        return {
+            name: sampled_retrieval_loss(
+                (user_SD[state_P] * vector_ND[target_P]).sum(-1) + bias_N[target_P],
+                user_SD @ vector_ND[drawn].T + (bias_N + closed)[..., drawn],
+                target_P,
+                state_P,
+                drawn,
+                negatives.log_expected,
+            )
+            for name, (vector_ND, bias_N) in parts.items()
+        }
 
 
 def context_at(

@@ -10,9 +10,10 @@ import torch
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from mtrec.config import Config
+from mtrec.config import Config, SampledSoftmax
 from mtrec.errors import DataError
-from mtrec.model.fit import epoch_batches, start_state, train_epoch, train_step
+from mtrec.model.fit import draw_negatives, epoch_batches, start_state, train_epoch, train_step
+from mtrec.model.validation import validate
 
 CPU = torch.device("cpu")
 
@@ -43,6 +44,38 @@ def test_the_losses_of_a_fixed_seed_stay_what_they_were(config, make_data) -> No
         assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("distribution", ["uniform", "popularity"])
+def test_drawn_negatives_follow_their_distribution(config, make_data, distribution: str) -> None:
+    data, _ = make_data()
+    softmax = SampledSoftmax(kind="sampled", num_negatives=20_000, distribution=distribution)
+    drawing = _with_train(config, softmax=softmax)
+    first, again, other = (draw_negatives(drawing, data, 0, number) for number in (0, 0, 1))
+    assert torch.equal(first.item, again.item)
+    assert not torch.equal(first.item, other.item)
+    found = np.bincount(first.item.numpy(), minlength=22) / 20_000
+    count = np.bincount(data.train.item_index, minlength=22) + 1.0
+    weight = np.ones(22) if distribution == "uniform" else count
+    expected = np.where(np.arange(22) > 1, weight, 0.0)
+    expected /= expected.sum()
+    # five standard deviations of a share of 20,000 draws
+    np.testing.assert_allclose(found, expected, atol=5 * (0.25 / 20_000) ** 0.5)
+    np.testing.assert_allclose(
+        first.log_expected.exp().numpy(), 20_000 * expected[first.item.numpy()], rtol=1e-5
+    )
+
+
+def test_sampled_softmax_learns_planted_structure(any_config, make_data) -> None:
+    softmax = SampledSoftmax(kind="sampled", num_negatives=12)
+    config = _with_train(any_config, softmax=softmax)
+    data, held_out = make_data(40)
+    state = start_state(config, data, CPU)
+    for _ in range(15):
+        train_epoch(state, config, data)
+    found = validate(state.model, config, data, held_out)["item/hr@10"]
+    # a user's items are the 10 of its group, of which at least half are seen: chance is .5 to .6
+    assert found > 0.75
+
+
 def test_ranking_starts_at_the_items_shrunk_means(config, make_data) -> None:
     data, _ = make_data()
     usual = start_state(config, data, CPU).model.ranking.usual.weight
@@ -53,7 +86,7 @@ def test_ranking_starts_at_the_items_shrunk_means(config, make_data) -> None:
 
 
 def test_resuming_from_a_checkpoint_equals_going_on(any_config, make_data) -> None:
-    config = _with_dropout(any_config)
+    config = _with_train(_with_dropout(any_config), balance="uncertainty")
     data, _ = make_data()
     straight = start_state(config, data, CPU)
     train_epoch(straight, config, data)
@@ -65,6 +98,9 @@ def test_resuming_from_a_checkpoint_equals_going_on(any_config, make_data) -> No
     assert resumed.step == straight.step
     for name, value in straight.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
+    weights = straight.objective.balance.weights()
+    assert resumed.objective.balance.weights() == weights
+    assert len({*weights.values(), 1.0}) == 6
 
 
 def test_each_epoch_hides_another_part_of_a_set(any_config, make_data) -> None:
@@ -135,7 +171,8 @@ def test_without_training_events_there_is_a_clear_error(config, make_data) -> No
 
 
 def test_two_workers_give_the_losses_of_one(any_config, make_data) -> None:
-    config = _with_dropout(any_config)
+    softmax = SampledSoftmax(kind="sampled", num_negatives=9, distribution="popularity")
+    config = _with_train(_with_dropout(any_config), balance="uncertainty", softmax=softmax)
     data, _ = make_data(9)  # 9 windows in batches of 4: the last batch needs a filler
     state = start_state(config, data, CPU)
     expected = [train_epoch(state, config, data) for _ in range(3)]
@@ -169,6 +206,10 @@ def _with_dropout(config: Config) -> Config:
         "experts": model.experts.model_copy(update={"dropout": 0.3}),
     }
     return config.model_copy(update={"model": model.model_copy(update=parts)})
+
+
+def _with_train(config: Config, **changes: Any) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update=changes)})
 
 
 def _replaced(data: Any, **changes: Any) -> Any:

@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from mtrec.model.losses import binary_loss, regression_loss, retrieval_loss
+from mtrec.model.losses import (
+    LossSum,
+    binary_loss,
+    regression_loss,
+    retrieval_loss,
+    sampled_retrieval_loss,
+)
 
 
 def test_retrieval_loss_is_minus_log_softmax_of_the_target() -> None:
@@ -31,6 +37,53 @@ def test_one_state_may_predict_several_targets() -> None:
     )
     loss = retrieval_loss(logits, torch.tensor([3, 2, 2]), torch.tensor([0, 0, 1]))
     assert loss.total.item() == pytest.approx(math.log(4 / 3) + math.log(4) + math.log(2), rel=1e-6)
+
+
+def _sampled(logits, target, drawn, q) -> LossSum:
+    states = torch.arange(len(target))
+    expected = (q[drawn] * len(drawn)).log()
+    positive = logits[states, target]
+    return sampled_retrieval_loss(positive, logits[:, drawn], target, states, drawn, expected)
+
+
+def test_drawing_every_item_once_gives_the_full_softmax() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(4, 7)
+    logits[:, :2] = -torch.inf
+    target = torch.tensor([2, 6, 1, 4])
+    full = retrieval_loss(logits, target, torch.arange(4))
+    # The target itself is drawn too and must not count twice.
+    found = _sampled(logits, target, torch.arange(2, 7), torch.full((7,), 1 / 5))
+    assert found.total.item() == pytest.approx(full.total.item(), rel=1e-6)
+    assert found.count.item() == 3.0
+
+
+def test_draws_count_by_how_often_they_are_expected() -> None:
+    logits = torch.tensor([[0.0, 0.0, 1.0, 2.0, 0.5]])
+    q = torch.tensor([0.0, 0.0, 0.5, 0.2, 0.3])
+    found = _sampled(logits, torch.tensor([3]), torch.tensor([2, 2, 4]), q)
+    partition = math.exp(2.0) + 2 * math.exp(1.0) / (3 * 0.5) + math.exp(0.5) / (3 * 0.3)
+    assert found.total.item() == pytest.approx(math.log(partition) - 2.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("popular", [False, True])
+def test_sampling_learns_what_the_full_softmax_learns(popular: bool) -> None:
+    """Logits without inputs must become the log of the targets' shares, whatever is drawn."""
+    generator = torch.Generator().manual_seed(0)
+    share = torch.tensor([0.0, 0.0, 0.5, 0.3, 0.15, 0.05])
+    q = share if popular else torch.tensor([0.0, 0.0, 0.25, 0.25, 0.25, 0.25])
+    bias = torch.zeros(6, requires_grad=True)
+    optimizer = torch.optim.Adam([bias], lr=0.02)
+    for step in range(1500):
+        target = torch.multinomial(share, 256, replacement=True, generator=generator)
+        drawn = torch.multinomial(q, 60, replacement=True, generator=generator)
+        optimizer.param_groups[0]["lr"] = 0.02 if step < 1000 else 0.002
+        optimizer.zero_grad()
+        _sampled(bias.expand(256, 6), target, drawn, q).total.div(256).backward()
+        optimizer.step()
+    learned = torch.softmax(bias.detach()[2:], 0)
+    # Without the correction the popular draws would leave all items alike.
+    assert learned.tolist() == pytest.approx(share[2:].tolist(), abs=0.03)
 
 
 def test_regression_loss_sums_squared_errors_of_known_labels() -> None:

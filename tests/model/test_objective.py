@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from mtrec.data.windows import Windows, hold_out
+from mtrec.model.balance import FixedBalance
 from mtrec.model.fit import make_batch
 from mtrec.model.network import build_model
-from mtrec.model.objective import JointObjective
+from mtrec.model.objective import JointObjective, Negatives
 
 
 @pytest.fixture
@@ -15,7 +18,10 @@ def parts(any_config, sizes, make_data):
     torch.manual_seed(0)
     data, _ = make_data()
     objective = JointObjective(
-        build_model(config.model, config.tasks, sizes), config.tasks, config.model
+        build_model(config.model, config.tasks, sizes),
+        config.tasks,
+        config.model,
+        FixedBalance({}, {}),
     )
     with torch.no_grad():
         objective.model.items.bias.weight.normal_()
@@ -25,7 +31,12 @@ def parts(any_config, sizes, make_data):
         np.arange(3), offsets[:3], np.minimum(offsets[1:4], offsets[:3] + 6), np.zeros(3, bool)
     )
     batch = make_batch(
-        data, windows, rows=np.arange(3), trained_N=data.trained, device=torch.device("cpu")
+        data,
+        windows,
+        rows=np.arange(3),
+        trained_N=data.trained,
+        negatives=None,
+        device=torch.device("cpu"),
     )
     if config.model.history.kind == "set":
         hidden = hold_out(windows.user, batch.history["item"].numpy(), 0.4, seed=1)
@@ -106,3 +117,26 @@ def test_rows_of_padding_and_unknown_get_no_gradient(parts) -> None:
     total, _ = objective(batch)["item"]
     total.backward()
     assert not objective.model.items.collaborative.weight.grad[:2].any()
+
+
+def test_sampled_losses_equal_a_loop_over_targets(parts) -> None:
+    objective, batch, _ = parts
+    drawn, correction = torch.tensor([3, 9, 9, 14, 20]), torch.linspace(-2.0, 1.0, 5)
+    sums = objective(replace(batch, negatives=Negatives(drawn, correction)))
+    vectors = objective.model.encode_items(batch.items, batch.trained)
+    states = objective.model.encode_history(batch.history, batch.users, vectors)
+    items = batch.history["item"]
+    targets = batch.history.get("held_out", items > 1)
+    expected = 0.0
+    for row, time in torch.nonzero(targets).tolist():
+        target = int(items[row, time])
+        known = [] if objective.has_order else items[row][~targets[row]].tolist()
+        logits = vectors.fused @ states.vector[row, time] + vectors.bias
+        rest = [
+            logits[item] - minus
+            for item, minus in zip(drawn, correction, strict=True)
+            if item != target and int(item) not in known
+        ]
+        told = torch.stack([logits[target], *rest])
+        expected += functional.cross_entropy(told, torch.tensor(0)).item()
+    assert sums["item"][0].item() == pytest.approx(expected, rel=1e-5)
