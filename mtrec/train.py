@@ -145,10 +145,16 @@ def _worker(settings: dict[str, Any]) -> None:
         config, dataset=settings["dataset"], embeddings=settings["embeddings"], device=device
     )
     state = start_state(config, data, device)
+    transform = storage.hash_file(storage.join(settings["dataset"], "transform.json"))[0]
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             saved = torch.load(os.path.join(folder, _STATE), map_location=device, weights_only=True)
+        if saved["transform"] != transform:
+            raise ArtifactError(
+                "the checkpoint was made with another transform.json than the dataset has now\n"
+                "remove the run's checkpoints/ and train again"
+            )
         state.load_state_dict(saved)
         event(logger, "train.resume", epoch=state.epoch)
     if num_workers > 1:
@@ -172,6 +178,7 @@ def _worker(settings: dict[str, Any]) -> None:
         state.history.append(
             {
                 "epoch": state.epoch,
+                "step": state.step,
                 "loss": state.joint_loss(losses),
                 # 1 is a constant predictor, whatever the task.
                 **{f"loss/{task}": losses[task] / state.constants[task] for task in losses},
@@ -180,7 +187,7 @@ def _worker(settings: dict[str, Any]) -> None:
                 "seconds": round(time.monotonic() - begin, 3),
             }
         )
-        _report(state, exported, score, rank)
+        _report(state, {"export": exported, "transform": transform}, score, rank)
         if rank == 0:
             settings["board"].add.remote(state.history[-1])
 
@@ -190,7 +197,7 @@ def _finished(state: TrainState, config: Config) -> bool:
     return state.epoch >= config.train.epochs or stale
 
 
-def _report(state: TrainState, weights: dict[str, torch.Tensor], score: float, rank: int) -> None:
+def _report(state: TrainState, beside: dict[str, Any], score: float, rank: int) -> None:
     """Hand Ray Train this epoch's metrics and, from the first worker, its checkpoint."""
     metrics = {"score": score, "epoch": state.epoch, "loss": state.history[-1]["loss"]}
     if rank != 0:
@@ -199,7 +206,7 @@ def _report(state: TrainState, weights: dict[str, torch.Tensor], score: float, r
     with tempfile.TemporaryDirectory() as folder:
         # Through a file of ours: torch's own says neither "disk full" nor where.
         with open(os.path.join(folder, _STATE), "wb") as file:
-            torch.save({**state.state_dict(), "export": weights}, file)
+            torch.save({**state.state_dict(), **beside}, file)
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 

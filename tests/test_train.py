@@ -1,12 +1,18 @@
 import json
+import os
+import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from processes import descendants
 
 from mtrec import storage
 from mtrec.bundle import load_bundle
 from mtrec.config import Config
-from mtrec.errors import DataError
+from mtrec.errors import ArtifactError, DataError
 from mtrec.train import train
 
 pytestmark = pytest.mark.ray
@@ -63,6 +69,45 @@ def test_training_goes_on_from_its_checkpoints(planted_run, tmp_path: Path) -> N
     assert [epoch["epoch"] for epoch in history[1]] == [1, 2, 3, 4]
     for one, two in zip(*history, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+
+
+def test_two_workers_that_were_killed_go_on_as_one(planted_run, tmp_path: Path) -> None:
+    config, _ = planted_run
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    _train(_with(config, epochs=8), straight)
+    killer = threading.Thread(target=_kill_worker_after_checkpoint, args=(killed / "checkpoints",))
+    killer.start()
+    with pytest.raises(Exception, match="died unexpectedly"):
+        _train(_with(config, epochs=8, num_workers=2, max_failures=0), killed)
+    killer.join()
+    _train(_with(config, epochs=8, num_workers=1), killed)
+    history = [
+        load_bundle(str(folder / "bundles")).metrics["history"] for folder in (straight, killed)
+    ]
+    assert [entry["step"] for entry in history[1]] == [entry["step"] for entry in history[0]]
+    for one, two in zip(*history, strict=True):
+        for name in one.keys() - {"seconds"}:
+            assert two[name] == pytest.approx(one[name], rel=1e-3), name
+
+
+def test_a_checkpoint_of_another_transform_is_refused(planted_run, tmp_path: Path) -> None:
+    config, workdir = planted_run
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    _train(_with(config, epochs=1), tmp_path)
+    changed = json.loads((copy / "dataset" / "transform.json").read_text())
+    (copy / "dataset" / "transform.json").write_text(json.dumps(changed) + " ")
+    moved = config.model_copy(update={"run": config.run.model_copy(update={"workdir": str(copy)})})
+    with pytest.raises(ArtifactError, match=r"another transform.json.*\n.*checkpoints"):
+        _train(_with(moved, epochs=2, max_failures=0), tmp_path)
+
+
+def _kill_worker_after_checkpoint(checkpoints: Path) -> None:
+    """Wait for the first checkpoint, then `kill -9` one of the processes that train."""
+    while not list(checkpoints.glob("*/checkpoint_*/state.pt")):
+        time.sleep(0.05)
+    workers = [pid for pid, title in descendants(os.getpid()).items() if "RayTrainWorker" in title]
+    os.kill(workers[0], signal.SIGKILL)
 
 
 def test_patience_ends_training_early(planted_run, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from processes import descendants
 
 from mtrec import storage
 from mtrec.config import Config
@@ -359,19 +360,6 @@ def test_two_actors_are_placed_one_per_gpu_and_agree_with_one_on_a_cpu(tmp_path:
     assert result["two"]["embedded"] == result["one"]["embedded"] == 128
     assert result["difference"] < 1e-6
     assert result["norm"] == pytest.approx(1.0, abs=1e-5)
-
-
-def descendants(pid: int) -> list[int]:
-    """List the processes below a process: a killed driver's Ray leaves agents behind."""
-    children: dict[int, list[int]] = {}
-    for place in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(place.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(place.parent.name))
-    found = [pid]
-    for known in found:
-        found += children.get(known, [])
-    return found[1:]
 
 
 @pytest.mark.ray
