@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
+from mtrec import storage
 from mtrec.chain import run
 from mtrec.config import Config
 from mtrec.configfile import parse_config
@@ -182,3 +183,40 @@ def test_the_worked_example_of_four_ratings_in_chinese(tmp_path: Path) -> None:
     assert {entry["item_id"] for entry in answer["recommendations"]} == {"p1", "p2", "p3"}
     assert scores == sorted(scores, reverse=True)
     assert all(0 <= score <= 1 for score in scores)
+
+
+@pytest.mark.slow
+def test_neither_blocks_nor_workers_change_what_a_run_gives(
+    planted_run: tuple[Config, Path], tmp_path: Path
+) -> None:
+    config, workdir = planted_run
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    # The same log in three files, with as many blocks, other partitions, and two train workers.
+    log = workdir.parent / "data" / "interactions.csv"
+    events = pd.read_csv(log, dtype=str, keep_default_na=False)
+    (tmp_path / "events").mkdir()
+    for part, start in enumerate((0, 100, 1000)):
+        stop = (100, 1000, len(events))[part]
+        events.iloc[start:stop].to_csv(tmp_path / "events" / f"{part}.csv", index=False)
+    tree["data"]["interactions"]["path"] = str(tmp_path / "events")
+    tree["run"]["workdir"] = str(tmp_path / "run")
+    tree["ray"]["partitions"] = 3
+    tree["train"]["num_workers"] = 2
+    other = run(parse_config(tree), stages=("prepare", "embed", "train", "evaluate")).paths
+    contents = [
+        {
+            name: entry["sha256"]
+            for name, entry in storage.read_manifest(place, "dataset").files.items()
+            # These two name the files that were read.
+            if name != "report.json" and not name.startswith("rejected/")
+        }
+        for place in (str(workdir / "dataset"), other.dataset)
+    ]
+    assert contents[0] == contents[1]
+    reports = [
+        json.loads(Path(place, "report.json").read_text())["model"]
+        for place in (workdir / "report", other.report)
+    ]
+    assert reports[0].keys() == {task.name for task in config.tasks}
+    for task, metrics in reports[0].items():
+        assert reports[1][task] == pytest.approx(metrics, rel=1e-3, abs=1e-3), task
