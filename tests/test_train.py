@@ -110,6 +110,18 @@ def _kill_worker_after_checkpoint(checkpoints: Path) -> None:
     os.kill(workers[0], signal.SIGKILL)
 
 
+@pytest.mark.parametrize("torn", [b"", b'{"ray_version": "2.60'])
+def test_a_list_of_checkpoints_that_was_half_written_starts_training_anew(
+    planted_run, tmp_path: Path, torn: bytes
+) -> None:
+    config, _ = planted_run
+    place = tmp_path / "checkpoints" / f"train-{'k' * 16}" / "checkpoint_manager_snapshot.json"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(torn)
+    _train(_with(config, epochs=1), tmp_path)
+    assert len(load_bundle(str(tmp_path / "bundles")).metrics["history"]) == 1
+
+
 def test_patience_ends_training_early(planted_run, tmp_path: Path) -> None:
     config, _ = planted_run
     _train(_with(config, epochs=30, patience=1, learning_rate=1e-9), tmp_path)
