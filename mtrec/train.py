@@ -234,14 +234,13 @@ def _best_state(result: ray.train.Result) -> dict[str, Any]:
         (metrics["score"], -metrics["epoch"], kept)
         for kept, metrics in result.best_checkpoints or []
     ]
-    if not ranked:
+    if not ranked or result.checkpoint is None:
         raise ArtifactError(
             "training ended without a checkpoint\nremove the run's checkpoints/ and run again"
         )
     best = max(ranked, key=lambda entry: entry[:2])[2]
-    newest = min(ranked, key=lambda entry: entry[1])[2]
     states = []
-    for checkpoint in (best, newest):
+    for checkpoint in (best, result.checkpoint):
         with checkpoint.as_directory() as folder:
             states.append(torch.load(os.path.join(folder, _STATE), weights_only=True))
     chosen: dict[str, Any] = {**states[0], "history": states[1]["history"]}
