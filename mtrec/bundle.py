@@ -242,6 +242,19 @@ def find_bundle(path: str) -> str:
     return storage.join(path, version)
 
 
+def remove_unfinished(bundles: str) -> None:
+    """Remove versions that killed processes were writing; no server can have one of them open."""
+    system, inner = storage.filesystem(bundles)
+    selector = fs.FileSelector(inner, allow_not_found=True)
+    for name in [info.base_name for info in system.get_file_info(selector)]:
+        version = _VERSION.match(name)
+        place = storage.join(bundles, name)
+        is_whole = version and storage.exists(storage.join(place, storage.MANIFEST))
+        if version and not is_whole:
+            storage.remove_leftovers(storage.join(bundles, version[0]))
+    storage.remove_abandoned(bundles)
+
+
 def load_bundle(path: str) -> Bundle:
     """Read a bundle and check every file's hash, at a version's folder or through `CURRENT`.
 

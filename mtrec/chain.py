@@ -103,6 +103,7 @@ def run(
     chain = _Chain(config, address)
     with hold_workdir(config.run.workdir) as check_lock:
         chain.write_config()
+        chain.tidy()
         for stage in STAGES:
             check_lock()
             try:
@@ -131,6 +132,7 @@ def _run_folds(config: Config, address: str | None, stages: Sequence[str], folds
         )
     whole = _Chain(config, address)
     whole.write_config()
+    storage.remove_abandoned(whole.paths.workdir)
     runs = [_fold_config(config, fold) for fold in range(folds)]
     begin = time.monotonic()
     # What one fold occupies: its training workers, as much for the data, and two drivers.
@@ -218,6 +220,13 @@ class _Chain:
                 f"cannot write to {self.paths.workdir}: {error}\n"
                 "set run.workdir to a folder that can be written to"
             ) from error
+
+    def tidy(self) -> None:
+        """Remove what killed runs left that belongs to no stage's artifact."""
+        from mtrec.bundle import remove_unfinished
+
+        storage.remove_abandoned(self.paths.workdir)
+        remove_unfinished(self.paths.bundles)
 
     def _prepare(self, wanted: bool) -> None:
         from mtrec.data.pipeline import input_fingerprint, prepare

@@ -7,9 +7,11 @@ Nothing here knows what is inside an artifact.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -29,6 +31,7 @@ MANIFEST = "manifest.json"
 HASH_CHECK_BYTES = 1 << 30
 # Ends the names of files that a killed process was writing.
 _UNFINISHED = ".tmp"
+_TEMPORARY = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(_UNFINISHED)}$")
 # Holds the key of the work that a folder on object storage is being filled by.
 _RESUMABLE = ".writing"
 
@@ -131,10 +134,11 @@ def write_file(path: str) -> Iterator[IO[bytes]]:
     temporary = f"{inner}.{uuid.uuid4().hex}{_UNFINISHED}"
     try:
         with open(temporary, "wb") as file:
+            _try_lock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, inner)
+            os.replace(temporary, inner)
     except BaseException:
         with suppress(OSError):
             Path(temporary).unlink()
@@ -168,6 +172,30 @@ def remove(path: str) -> None:
         system.delete_file(inner)
     elif kind == fs.FileType.Directory:
         system.delete_dir(inner)
+
+
+def remove_abandoned(folder: str, *, recursive: bool = False) -> None:
+    """Remove the temporary files of killed processes, beside those of processes still at work.
+
+    A writer holds a lock on its temporary file, which the kernel lets go of when the writer ends,
+    however it ends. At a URI there is nothing to remove.
+    """
+    if not is_local(folder):
+        return
+    place = Path(filesystem(folder)[1])
+    pattern = f"*{_UNFINISHED}"
+    for path in place.rglob(pattern) if recursive else place.glob(pattern):
+        with suppress(FileNotFoundError), open(path, "rb") as file:
+            if _TEMPORARY.search(path.name) and _try_lock(file):
+                path.unlink()
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process has it, or the file system knows no locks
+        return False
+    return True
 
 
 def hash_values(*values: object) -> str:

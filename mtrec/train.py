@@ -36,6 +36,8 @@ from mtrec.runlog import configure_logging, event
 
 logger = logging.getLogger("mtrec.train")
 _STATE = "state.pt"
+# Where Ray Train lists the checkpoints of a run.
+_LIST = "checkpoint_manager_snapshot.json"
 
 
 def train(
@@ -64,6 +66,8 @@ def train(
     """
     # Ray's default makes every epoch's report wait up to two seconds for the controller's poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    run_name = f"train-{key[:16]}"
+    _drop_torn_list(storage.join(checkpoints, run_name))
     name, _ = monitored(config)
     shown = ["loss", f"validation/{name}"]
     with follow(logger, "train.epoch", total=config.train.epochs, shown=shown) as board:
@@ -76,7 +80,7 @@ def train(
                 "board": board,
             },
             storage_path=storage.absolute(checkpoints),
-            run_name=f"train-{key[:16]}",
+            run_name=run_name,
         )
         try:
             result = trainer.fit()
@@ -99,6 +103,20 @@ def train(
         key=key,
         parents=parents,
     )
+
+
+def _drop_torn_list(folder: str) -> None:
+    """Start a run anew if Ray Train was killed while it wrote its list of checkpoints.
+
+    It writes the list in place and would refuse half a one for ever.
+    """
+    try:
+        storage.read_json(storage.join(folder, _LIST))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        event(logger, "train.restart", reason=f"{_LIST} is damaged")
+        storage.remove(folder)
 
 
 def _build_trainer(
@@ -216,14 +234,13 @@ def _best_state(result: ray.train.Result) -> dict[str, Any]:
         (metrics["score"], -metrics["epoch"], kept)
         for kept, metrics in result.best_checkpoints or []
     ]
-    if not ranked:
+    if not ranked or result.checkpoint is None:
         raise ArtifactError(
             "training ended without a checkpoint\nremove the run's checkpoints/ and run again"
         )
     best = max(ranked, key=lambda entry: entry[:2])[2]
-    newest = min(ranked, key=lambda entry: entry[1])[2]
     states = []
-    for checkpoint in (best, newest):
+    for checkpoint in (best, result.checkpoint):
         with checkpoint.as_directory() as folder:
             states.append(torch.load(os.path.join(folder, _STATE), weights_only=True))
     chosen: dict[str, Any] = {**states[0], "history": states[1]["history"]}

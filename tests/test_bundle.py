@@ -8,7 +8,7 @@ import torch
 from small_bundle import Small, make_small
 
 from mtrec import storage
-from mtrec.bundle import EncoderInfo, find_bundle, load_bundle
+from mtrec.bundle import EncoderInfo, find_bundle, load_bundle, remove_unfinished
 from mtrec.errors import ArtifactError
 from mtrec.recommender import Recommender
 from mtrec.text.spec import EncoderSpec
@@ -42,6 +42,19 @@ def test_popular_counts_every_kept_event(small: Small) -> None:
 def test_bundles_folder_follows_current(small: Small) -> None:
     assert find_bundle(str(small.bundles)) == small.path
     assert load_bundle(str(small.bundles)).version == small.version
+
+
+@pytest.mark.parametrize("uri", ["", "file://"])
+def test_versions_that_killed_runs_were_writing_go(small: Small, copy: Path, uri: str) -> None:
+    for name in ("20260101-000000-abc.writing-0123", "20260101-000001-abc", "mine"):
+        (copy / name).mkdir()
+        (copy / name / "weights.safetensors").write_bytes(b"half")
+    (copy / f"CURRENT.{'0' * 32}.tmp").write_bytes(b"2026")
+
+    remove_unfinished(f"{uri}{copy}")
+
+    assert {path.name for path in copy.iterdir()} == {"CURRENT", "mine", small.version}
+    remove_unfinished(f"{copy}/none")
 
 
 def test_version_tells_its_time_and_key(small: Small) -> None:

@@ -80,6 +80,22 @@ def test_a_damaged_artifact_is_named_and_not_used(copied_run: Config) -> None:
         run(copied_run)
 
 
+def test_what_killed_runs_left_is_removed(copied_run: Config) -> None:
+    workdir, tail = Path(copied_run.run.workdir), f"{'0' * 32}.tmp"
+    left = [
+        *(workdir / f"{name}.writing-0123" for name in ("dataset", "report", "predictions")),
+        workdir / "bundles" / "20260101-000000-abc.writing-0123",
+    ]
+    for folder in left:
+        folder.mkdir()
+    left += [workdir / f"config.yaml.{tail}", workdir / "bundles" / f"CURRENT.{tail}"]
+    for file in left[-2:]:
+        file.write_bytes(b"half")
+
+    assert run(copied_run).done == {}
+    assert [path for path in left if path.exists()] == []
+
+
 def test_an_unknown_stage_is_refused(copied_run: Config) -> None:
     with pytest.raises(ConfigError, match='unknown stage "fly"'):
         run(copied_run, stages=["fly"])

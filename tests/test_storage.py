@@ -241,6 +241,21 @@ def test_what_a_killed_process_had_half_written_is_no_part_of_the_artifact(tmp_p
     assert storage.list_files(str(tmp_path / "x")) == ["a", "manifest.json"]
 
 
+def test_only_temporary_files_that_nobody_is_writing_are_removed(tmp_path: Path) -> None:
+    name = f"a.parquet.{'0' * 32}.tmp"
+    for path in (tmp_path / name, tmp_path / "below" / name, tmp_path / "notes.tmp"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+
+    with storage.write_file(str(tmp_path / "b")) as file:
+        file.write(b"whole")
+        storage.remove_abandoned(str(tmp_path))
+
+    assert storage.list_files(str(tmp_path)) == ["b", f"below/{name}", "notes.tmp"]
+    storage.remove_abandoned(str(tmp_path), recursive=True)
+    assert storage.list_files(str(tmp_path)) == ["b", "notes.tmp"]
+
+
 def test_a_file_whose_writer_fails_does_not_appear(tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError, match="killed"),

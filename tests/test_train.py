@@ -7,13 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from processes import descendants
+from ray.train import Checkpoint, Result
 
 from mtrec import storage
 from mtrec.bundle import load_bundle
 from mtrec.config import Config
 from mtrec.errors import ArtifactError, DataError
-from mtrec.train import train
+from mtrec.train import _best_state, train
 
 pytestmark = pytest.mark.ray
 
@@ -108,6 +110,34 @@ def _kill_worker_after_checkpoint(checkpoints: Path) -> None:
         time.sleep(0.05)
     workers = [pid for pid, title in descendants(os.getpid()).items() if "RayTrainWorker" in title]
     os.kill(workers[0], signal.SIGKILL)
+
+
+def test_the_history_ends_with_the_last_epoch_even_if_that_was_the_worst(tmp_path: Path) -> None:
+    kept = []
+    for epoch in (1, 2, 3):
+        folder = tmp_path / str(epoch)
+        folder.mkdir()
+        history = [{"epoch": number} for number in range(1, epoch + 1)]
+        torch.save({"epoch": epoch, "history": history}, folder / "state.pt")
+        kept.append(Checkpoint(str(folder)))
+    best = [(kept[at], {"score": 1.0 - at, "epoch": at + 1}) for at in (0, 1)]
+
+    state = _best_state(Result(None, kept[2], None, None, best_checkpoints=best))
+
+    assert state["epoch"] == 1
+    assert [entry["epoch"] for entry in state["history"]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"ray_version": "2.60'])
+def test_a_list_of_checkpoints_that_was_half_written_starts_training_anew(
+    planted_run, tmp_path: Path, torn: bytes
+) -> None:
+    config, _ = planted_run
+    place = tmp_path / "checkpoints" / f"train-{'k' * 16}" / "checkpoint_manager_snapshot.json"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(torn)
+    _train(_with(config, epochs=1), tmp_path)
+    assert len(load_bundle(str(tmp_path / "bundles")).metrics["history"]) == 1
 
 
 def test_patience_ends_training_early(planted_run, tmp_path: Path) -> None:

@@ -77,6 +77,9 @@ def embed(
     texts = unique_texts(dataset)
     missing = store.missing(texts)
     work = _embed_missing(text, spec, place, missing, on_gpu=on_gpu) if missing else []
+    # Of actors that were killed, in this run or in one before.
+    for folder in (path, store.path):
+        storage.remove_abandoned(folder)
     unknown = store.count_tokens(texts).unknown_fraction
     details = {
         "encoder": asdict(spec),

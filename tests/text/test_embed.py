@@ -154,11 +154,13 @@ def test_what_a_killed_run_had_finished_is_not_done_again(ray_local: None, tmp_p
     store = EmbeddingStore.create(str(tmp_path / "embeddings"), ENCODER.spec)
     done = ["Alien", "Heat"]
     store.add(done, ENCODER.encode(done), ENCODER.count_tokens(done))
-    (tmp_path / "embeddings" / ENCODER.id / "abc.parquet.123.tmp").write_bytes(b"half")
+    half = tmp_path / "embeddings" / ENCODER.id / f"abc.parquet.{'0' * 32}.tmp"
+    half.write_bytes(b"half")
 
     manifest = run(tmp_path, write_dataset(tmp_path, ["Alien", "Heat", "Brazil", "Solaris"]))
 
     assert (manifest.details["embedded"], manifest.details["reused"]) == (2, 2)
+    assert not half.exists()
 
 
 @pytest.mark.ray
