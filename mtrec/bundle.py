@@ -7,10 +7,9 @@ reader checks every file against the manifest before it trusts one. Nothing here
 
 import os
 import re
-import shutil
 import tempfile
-import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -31,6 +30,7 @@ from mtrec.data.dataset import history_files, read_table
 from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import Histories
 from mtrec.errors import ArtifactError, ConfigError
+from mtrec.localcopy import local_files
 from mtrec.model.network import ModelSizes, MultiTaskModel, build_model
 from mtrec.text.spec import EncoderSpec
 from mtrec.userstore import UserStore, build_user_store
@@ -88,7 +88,7 @@ class Bundle:
     """A bundle that was read and checked.
 
     Attributes:
-        path: the local folder that holds it.
+        path: the version's folder or URI.
         version: its name.
         config: the configuration of the run that made it.
         sizes: what the data decided about the model.
@@ -161,9 +161,10 @@ def save_bundle(
     version = _free_version(bundles, f"{created:%Y%m%d-%H%M%S}-{key[:8]}")
     target = storage.join(bundles, version)
     with storage.write_artifact(target, kind=KIND, key=key, parents=parents) as writer:
+        system, inner = storage.filesystem(writer.path)
         local = storage.is_local(writer.path)
-        folder = storage.filesystem(writer.path)[1] if local else tempfile.mkdtemp()
-        try:
+        # The user store is built in memory maps: for a URI in a local folder first.
+        with nullcontext(inner) if local else tempfile.TemporaryDirectory() as folder:
             histories = history_files(dataset)
             weights = {
                 # Cloned: safetensors refuses tensors that share memory.
@@ -203,11 +204,7 @@ def save_bundle(
             ):
                 storage.write_json(os.path.join(folder, name), tree)
             if not local:
-                system, inner = storage.filesystem(writer.path)
                 fs.copy_files(folder, inner, destination_filesystem=system)
-        finally:
-            if not local:
-                shutil.rmtree(folder, ignore_errors=True)
         writer.details = {
             "version": version,
             "num_items": items.num_rows,
@@ -223,12 +220,13 @@ def find_bundle(path: str) -> str:
 
     Raises:
         ArtifactError: the path holds neither a bundle nor a `CURRENT` that names one.
+        OSError: the storage cannot be asked; `storage.explained` says what to do.
     """
     if storage.exists(storage.join(path, storage.MANIFEST)):
         return path
     try:
         raw = storage.read_bytes(storage.join(path, CURRENT))
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise ArtifactError(
             f"{path} holds no bundle: neither {storage.MANIFEST} nor {CURRENT} found\n"
             "give a version's folder or the bundles/ folder of a run; `mtrec train` makes one"
@@ -261,19 +259,20 @@ def load_bundle(path: str) -> Bundle:
     Raises:
         ArtifactError: there is none, a file is damaged, or the parts do not fit together.
     """
-    place = find_bundle(path)
-    manifest = storage.read_manifest(place, KIND)
-    folder = _local_copy(place, manifest)
-    storage.verify(folder, manifest, hashes=True)
-    try:
-        return _read(folder, os.path.basename(place.rstrip("/")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise _unreadable(place, error) from error
-    except (ConfigError, SafetensorError, pa.ArrowException) as error:
-        raise _unreadable(place, error) from error
+    with storage.explained("read the bundle", path):
+        place = find_bundle(path)
+        manifest = storage.read_manifest(place, KIND)
+        with local_files(place, manifest) as folder:
+            storage.verify(folder, manifest, hashes=True)
+            try:
+                return _read(folder, place)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise _unreadable(place, error) from error
+            except (RuntimeError, ConfigError, SafetensorError, pa.ArrowException) as error:
+                raise _unreadable(place, error) from error
 
 
-def _read(folder: str, version: str) -> Bundle:
+def _read(folder: str, place: str) -> Bundle:
     def tree(name: str) -> Any:
         return storage.read_json(os.path.join(folder, name))
 
@@ -307,8 +306,8 @@ def _read(folder: str, version: str) -> Bundle:
     popular[rows] = counts.column("count").to_numpy()
     encoder = description["encoder"]
     return Bundle(
-        path=folder,
-        version=version,
+        path=place,
+        version=storage.base_name(place),
         config=config,
         sizes=sizes,
         encoder=EncoderInfo(**encoder) if encoder else None,
@@ -355,22 +354,3 @@ def _encoder_to_json(encoder: EncoderInfo | None) -> dict[str, Any] | None:
     if encoder is None:
         return None
     return asdict(encoder)
-
-
-def _local_copy(place: str, manifest: storage.Manifest) -> str:
-    """Give a local folder with the bundle's files; a remote one is fetched once a machine.
-
-    Memory maps need local files. The copy is named after its content and checked like any other.
-    """
-    system, inner = storage.filesystem(place)
-    if storage.is_local(place):
-        return inner
-    folder = os.path.join(tempfile.gettempdir(), f"mtrec-bundle-{manifest.content[:32]}")
-    if not os.path.exists(folder):
-        work = f"{folder}.{uuid.uuid4().hex[:8]}"
-        fs.copy_files(inner, work, source_filesystem=system)
-        try:
-            os.rename(work, folder)
-        except OSError:  # another replica was first
-            shutil.rmtree(work, ignore_errors=True)
-    return folder

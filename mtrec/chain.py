@@ -207,6 +207,7 @@ class _Chain:
         self.paths = Paths(config.run.workdir)
         self.outcome = Outcome(self.paths)
         self.ids: dict[str, str] = {}
+        self._is_connected = False
 
     def write_config(self) -> None:
         """Leave the resolved configuration beside the artifacts, unless it is there already."""
@@ -216,8 +217,9 @@ class _Chain:
             if not storage.exists(path) or storage.read_bytes(path) != text:
                 storage.write_bytes(path, text)
         except OSError as error:
-            raise ArtifactError(
-                f"cannot write to {self.paths.workdir}: {error}\n"
+            workdir = self.paths.workdir
+            raise storage.explain(error, "write config.yaml", workdir) or ArtifactError(
+                f"cannot write to {workdir}: {error}\n"
                 "set run.workdir to a folder that can be written to"
             ) from error
 
@@ -392,9 +394,7 @@ class _Chain:
                 f"run `mtrec {stage}` with this configuration first, or `mtrec run` for all stages"
             )
         else:
-            from mtrec.rayrun import connect
-
-            connect(self.config.ray, self.address)
+            self._connect()
             event(logger, "stage.start", stage=stage)
             begin = time.monotonic()
             work()
@@ -402,6 +402,17 @@ class _Chain:
             event(logger, "stage.done", stage=stage, seconds=round(self.outcome.done[stage], 1))
             manifest = storage.read_manifest(place(), kind)
         self.ids[kind] = manifest.id
+
+    def _connect(self) -> None:
+        """Connect to Ray before the first work, and see that all nodes reach what it writes."""
+        from mtrec.rayrun import check_shared, connect
+
+        connect(self.config.ray, self.address)
+        if not self._is_connected:
+            run, text = self.config.run, self.config.text
+            places = {"run.workdir": run.workdir, "run.storage": run.storage}
+            check_shared({**places, "text.store": text.store})
+            self._is_connected = True
 
     def _section(self, name: str) -> dict[str, Any]:
         """Give a section of the configuration without what only changes speed."""

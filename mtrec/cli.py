@@ -242,9 +242,10 @@ def _verify(path: str) -> tuple[str, int]:
     from mtrec import storage
     from mtrec.bundle import find_bundle
 
-    place = find_bundle(path)
-    manifest = storage.read_manifest(place, "bundle")
-    storage.verify(place, manifest, hashes=True)
+    with storage.explained("read the bundle", path):
+        place = find_bundle(path)
+        manifest = storage.read_manifest(place, "bundle")
+        storage.verify(place, manifest, hashes=True)
     return place, len(manifest.files)
 
 
@@ -268,5 +269,7 @@ def _print_report(paths: chain.Paths) -> None:
     from mtrec.report import summary_table
 
     path = storage.join(paths.report, "report.json")
-    print(summary_table(storage.read_json(path)))
+    with storage.explained("read the report", paths.workdir):
+        report = storage.read_json(path)
+    print(summary_table(report))
     print(f"report: {storage.join(paths.report, 'report.html')}")

@@ -7,20 +7,32 @@ import logging
 import os
 import re
 import socket
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
 from ray.data import DataContext, ExecutionResources
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mtrec import storage
 from mtrec.config import RayConfig
-from mtrec.errors import ConfigError, MtrecError
+from mtrec.errors import ArtifactError, ConfigError, MtrecError
+
+logger = logging.getLogger("mtrec.rayrun")
 
 Result = TypeVar("Result")
 
 # Long enough for a cluster on another continent.
 _PROBE_S = 5.0
+# A node's first task starts a worker process there.
+_NODE_PROBE_S = 60.0
+
+Node = Mapping[str, Any]
+"""What `ray.nodes()` says of one node."""
+Reader = Callable[[str, Sequence[Node]], Mapping[str, str]]
+"""Gives what nodes find at a path, by node id, empty if nothing; nodes that are gone are absent."""
 
 
 def connect(config: RayConfig, address: str | None = None) -> None:
@@ -77,6 +89,101 @@ def local_cpus(config: RayConfig) -> int:
     return config.num_cpus or max(4, os.cpu_count() or 1)
 
 
+def check_shared(
+    places: Mapping[str, str | None],
+    *,
+    nodes: Sequence[Node] | None = None,
+    read: Reader | None = None,
+) -> None:
+    """Make sure that every node of the cluster sees the local folders that a run writes to.
+
+    Puts a file with a random name into each and lets a task on each node read it. On one node, and
+    for URIs, there is nothing to ask.
+
+    Args:
+        places: key of the configuration -> path; None where the key is not set.
+        nodes: by default the cluster's that are alive.
+        read: tells what nodes find at a path; by default by a task on each.
+
+    Raises:
+        ArtifactError: a node does not see a folder; all such folders and nodes are named.
+    """
+    nodes = alive_nodes() if nodes is None else nodes
+    local = {key: place for key, place in places.items() if place and storage.is_local(place)}
+    problems = []
+    for key, place in local.items() if len(nodes) > 1 else ():
+        blind = _blind_nodes(place, nodes, read or _read_on_nodes)
+        if blind:
+            problems.append(f"{key} {place} is not seen by {', '.join(blind)}")
+    if problems:
+        keys = " and ".join(key for key in local if any(p.startswith(key) for p in problems))
+        raise ArtifactError(
+            f"the cluster has {len(nodes)} nodes, and {'; '.join(problems)}\n"
+            f"set {keys} to a folder that all nodes share (NFS, a ReadWriteMany volume) or to a "
+            "URI such as s3://bucket/path"
+        )
+
+
+def _blind_nodes(place: str, nodes: Sequence[Node], read: Reader) -> list[str]:
+    """Name the nodes that do not see a file that this process writes into a folder."""
+    token = uuid.uuid4().hex
+    path = storage.join(storage.filesystem(place)[1], f".seen-{token}")
+    with storage.explained("write", place):
+        storage.write_bytes(path, token.encode())
+    try:
+        found = read(path, nodes)
+    finally:
+        storage.remove(path)
+    return [node_name(node) for node in nodes if found.get(node["NodeID"], token) != token]
+
+
+def _read_on_nodes(path: str, nodes: Sequence[Node]) -> dict[str, str]:
+    return call_on_nodes(_read_if_there, nodes, path)
+
+
+def _read_if_there(path: str) -> str:
+    try:
+        return storage.read_bytes(path).decode()
+    except OSError:
+        return ""
+
+
+def call_on_nodes(
+    function: Callable[..., Result], nodes: Sequence[Node], *arguments: object
+) -> dict[str, Result]:
+    """Call a function on each node, at the same time; give the results by node id.
+
+    Nodes that went away meanwhile, or do not answer, are left out with a warning.
+    """
+    calls = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        remote: Any = ray.remote(num_cpus=0, max_retries=0)(function)
+        calls[node["NodeID"]] = remote.options(scheduling_strategy=there).remote(*arguments)
+    results = {}
+    for node in nodes:
+        call = calls[node["NodeID"]]
+        try:
+            results[node["NodeID"]] = ray.get(call, timeout=_NODE_PROBE_S)
+        except RayTaskError as error:
+            raise find_cause(error) from error
+        except RayError as error:
+            logger.warning("node %s did not answer: %s", node_name(node), type(error).__name__)
+            ray.cancel(call, force=True)
+    return results
+
+
+def node_name(node: Node) -> str:
+    """Name a node for people."""
+    return f"{node.get('NodeManagerHostname', '?')} ({node['NodeID'][:8]})"
+
+
+def alive_nodes() -> list[Node]:
+    """List the nodes of the connected cluster that are alive."""
+    nodes: list[Node] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's
+    return [node for node in nodes if node["Alive"]]
+
+
 def call_in_tasks(
     function: Callable[..., Result], arguments: Sequence[Mapping[str, Any]], at_once: int
 ) -> Iterator[Result]:
@@ -101,7 +208,7 @@ def call_in_tasks(
                 running.append(remote.remote(waiting.pop(0)))
             yield ray.get(running[0])
             running.pop(0)
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         raise find_cause(error) from error
     finally:
         for reference in running:
@@ -121,11 +228,14 @@ def find_cause(error: BaseException) -> BaseException:
             inner = [getattr(candidate, name, None) for name in _INNER]
             inner += getattr(candidate, "worker_failures", {}).values()
             waiting += [each for each in inner if isinstance(each, BaseException)]
-    return error
+    # Of what an actor's `__init__` raised, Ray keeps the text only.
+    told = [OSError(line) for line in _OS_ERROR.findall(str(error))]
+    return next(filter(storage.is_remote_failure, reversed(told)), error)
 
 
 # Where Ray's exceptions keep the one that they stand for.
 _INNER = ("cause", "_base_exc", "controller_failure", "__cause__")
+_OS_ERROR = re.compile(r"^(?:\x1b\[\d+m)?OSError: (.*)$", re.MULTILINE)
 _RAY_ADVICE = "\nFailed to apply UDF"
 
 

@@ -30,6 +30,8 @@ STALE_S = 60.0
 _RENEW_S = 10.0
 # Two runs that find no lock both write one; the last one has it. This long a write may take.
 _SETTLE_S = 1.0
+# Tokens that this process let go of; storage that was gone may have kept their locks.
+_released: set[str] = set()
 
 
 @contextmanager
@@ -100,8 +102,10 @@ def _hold_remote(workdir: str) -> Iterator[Callable[[], None]]:
         found = _read(path)
         if found is not None:
             lock = _parse(found)
-            if lock is not None and not is_void(
-                lock, now=time.time(), host=socket.gethostname(), alive=_is_alive
+            if (
+                lock is not None
+                and lock["token"] not in _released
+                and not is_void(lock, now=time.time(), host=socket.gethostname(), alive=_is_alive)
             ):
                 raise _is_taken(workdir, found)
         storage.write_bytes(path, _description(token))
@@ -126,6 +130,7 @@ def _hold_remote(workdir: str) -> Iterator[Callable[[], None]]:
     try:
         yield check
     finally:
+        _released.add(token)
         stop.set()
         thread.join(timeout=_RENEW_S)
         # Storage that is gone leaves a lock that nobody renews: void in a minute.
@@ -200,6 +205,6 @@ def _is_taken(workdir: str, raw: bytes) -> ArtifactError:
 
 
 def _not_writable(workdir: str, error: OSError) -> ArtifactError:
-    return ArtifactError(
+    return storage.explain(error, "take the lock", workdir) or ArtifactError(
         f"cannot write to {workdir}: {error}\nset run.workdir to a folder that can be written to"
     )

@@ -9,7 +9,6 @@ touched is left out. It never fits anything.
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -71,7 +70,7 @@ def score(
     shipped = storage.read_manifest(place, KIND)
     storage.verify(place, shipped, hashes=True)
     known = storage.read_manifest(dataset, "dataset")
-    parts = [os.path.basename(name) for name in history_files(dataset)]
+    parts = [storage.base_name(name) for name in history_files(dataset)]
     folder = storage.absolute(storage.join(dataset, "histories"))
     if shipped.parents.get("dataset", known.id) != known.id:
         raise ArtifactError(
@@ -117,7 +116,7 @@ def score(
             "users": counts["users"],
             "rows": counts["rows"],
             "k": config.score.k,
-            "version": os.path.basename(place.rstrip("/")),
+            "version": storage.base_name(place),
         }
     event(
         logger,

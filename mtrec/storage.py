@@ -18,8 +18,10 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote, unquote, urlsplit
 
 from pyarrow import fs
 
@@ -34,6 +36,12 @@ _UNFINISHED = ".tmp"
 _TEMPORARY = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(_UNFINISHED)}$")
 # Holds the key of the work that a folder on object storage is being filled by.
 _RESUMABLE = ".writing"
+# pyarrow's own 3 attempts give up on a server that restarts after a second. These wait about 10 s
+# for one that refuses, 40 s for one that is silent: then the error is told, not waited out.
+_S3_ATTEMPTS = 5
+_S3_TIMEOUT_S = 5.0
+# Folders are part of the names there: making one would be a request for nothing.
+_FLAT = ("s3", "gcs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +71,48 @@ class Manifest:
 def filesystem(path: str) -> tuple[fs.FileSystem, str]:
     """Give the pyarrow file system and the path inside it for a local path or a URI.
 
+    `s3://` takes credentials, region and `AWS_ENDPOINT_URL` from the `AWS_*` variables, and what
+    else pyarrow knows from the URI's query: `s3://bucket/run?endpoint_override=...&scheme=http`.
+
     Raises:
-        ConfigError: the URI's scheme is unknown to pyarrow.
+        ConfigError: pyarrow does not know the URI's scheme or query, or it holds credentials.
+        OSError: the bucket's region cannot be found out.
     """
     if "://" not in path:
         return fs.LocalFileSystem(), os.path.abspath(path)
     try:
-        found, inner = fs.FileSystem.from_uri(path)
+        if not path.startswith("s3://"):
+            found, inner = fs.FileSystem.from_uri(path)
+            return found, inner
+        parts = urlsplit(path)
+        if "@" in parts.netloc:
+            raise ConfigError(
+                f"the URI of s3 bucket {parts.netloc.rpartition('@')[2]} holds credentials, which "
+                "the run would write into its artifacts and logs\n"
+                "leave them out; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        machine = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+        system = _s3(parts.netloc, parts.query, machine)
+    except (OSError, ConfigError):
+        raise
     except Exception as error:
         raise ConfigError(
             f'cannot open storage at "{path}": {error}\n'
             "expected a local path, s3://bucket/path or gs://bucket/path"
         ) from error
-    return found, inner
+    return system, unquote(parts.netloc + parts.path).rstrip("/")
+
+
+@lru_cache(maxsize=16)
+def _s3(bucket: str, query: str, machine: tuple[tuple[str, str], ...]) -> fs.FileSystem:
+    """Open S3 once for each bucket and environment: its connections are used again."""
+    del machine  # what `from_uri` reads, so that a change of it is a new file system
+    found, _ = fs.FileSystem.from_uri(f"s3://{bucket}?{query}")
+    # `from_uri` finds region and endpoint, but takes no retry strategy; pickling tells the rest.
+    make, (options,) = found.__reduce__()
+    retry = fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS)
+    limits = {"request_timeout": _S3_TIMEOUT_S, "connect_timeout": _S3_TIMEOUT_S}
+    return make({**options, **limits, "retry_strategy": retry})
 
 
 def is_local(path: str) -> bool:
@@ -89,8 +126,31 @@ def absolute(path: str) -> str:
 
 
 def join(base: str, *parts: str) -> str:
-    """Join path parts with `/`, for local paths and URIs alike."""
-    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
+    """Join path parts with `/`, for local paths and URIs alike; a URI keeps its query."""
+    place, query = _split_query(base)
+    return "/".join([place.rstrip("/"), *(part.strip("/") for part in parts)]) + query
+
+
+def base_name(path: str) -> str:
+    """Give the last part of a path or URI."""
+    return _split_query(path)[0].rstrip("/").rpartition("/")[2]
+
+
+def beside(path: str, inner: str) -> str:
+    """Give the path or URI of another file on the file system of `path`.
+
+    Args:
+        path: a local path or a URI.
+        inner: the other file, as the file system names it.
+    """
+    if "://" not in path:
+        return inner
+    return f"{path.partition('://')[0]}://{quote(inner)}" + _split_query(path)[1]
+
+
+def _split_query(path: str) -> tuple[str, str]:
+    place, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    return place, mark + query
 
 
 def exists(path: str) -> bool:
@@ -123,13 +183,12 @@ def write_file(path: str) -> Iterator[IO[bytes]]:
     What is on its way to a URI lies in a local file without a name, so even a kill leaves nothing.
     """
     system, inner = filesystem(path)
-    system.create_dir(os.path.dirname(inner), recursive=True)
+    _make_folder(system, os.path.dirname(inner))
     if not isinstance(system, fs.LocalFileSystem):
         with tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)
-            with system.open_output_stream(inner) as stream:
-                shutil.copyfileobj(file, stream, 1 << 20)
+            _upload(file, system, inner)
         return
     temporary = f"{inner}.{uuid.uuid4().hex}{_UNFINISHED}"
     try:
@@ -143,6 +202,24 @@ def write_file(path: str) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             Path(temporary).unlink()
         raise
+
+
+def _upload(file: IO[bytes], system: fs.FileSystem, inner: str) -> None:
+    try:
+        with system.open_output_stream(inner) as stream:
+            shutil.copyfileobj(file, stream, 1 << 20)
+    except OSError:  # the storage's own: nothing was put
+        raise
+    except BaseException:
+        # Leaving the stream, on Ctrl-C say, puts the part that it had got.
+        with suppress(OSError):
+            system.delete_file(inner)
+        raise
+
+
+def _make_folder(system: fs.FileSystem, inner: str) -> None:
+    if system.type_name not in _FLAT:
+        system.create_dir(inner, recursive=True)
 
 
 def read_json(path: str) -> Any:
@@ -246,11 +323,10 @@ def write_artifact(
             remove(path)
             if resumable:
                 write_bytes(join(path, _RESUMABLE), key.encode())
-        system, inner = filesystem(work)
-        system.create_dir(inner, recursive=True)
+        _make_folder(*filesystem(work))
         _remove_unfinished(work)
     except OSError as error:
-        raise ArtifactError(
+        raise explain(error, f"write {kind}", path) or ArtifactError(
             f"cannot write {kind} at {path}: {error}\n"
             "give a folder that can be written to (run.workdir)"
         ) from error
@@ -308,6 +384,22 @@ def explain(error: OSError, doing: str, place: str) -> ArtifactError | None:
     return ArtifactError(
         f"cannot {doing} at {place}: {text}\n{remedy}; then run again: what was finished is kept"
     )
+
+
+@contextmanager
+def explained(doing: str, place: str) -> Iterator[None]:
+    """Turn what the storage raises in the body into an error with the remedy; see `explain`."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, doing, place) or error from error
+
+
+def is_remote_failure(error: BaseException) -> bool:
+    """Tell whether an object store could not be asked, or refused, whatever the file holds."""
+    # pyarrow has no class of its own for it; a damaged Parquet file is an OSError as well.
+    told = str(error)
+    return isinstance(error, OSError) and ("AWS Error" in told or "google::cloud" in told)
 
 
 class ArtifactWriter:

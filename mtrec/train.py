@@ -123,6 +123,8 @@ def _build_trainer(
     config: Config, *, settings: dict[str, Any], storage_path: str, run_name: str
 ) -> TorchTrainer:
     """Build the Ray Train job: workers, checkpoints, restarts."""
+    local = storage.is_local(storage_path)
+    system, inner = storage.filesystem(storage_path)
     num_workers = config.train.num_workers
     use_gpu = config.train.use_gpu == "yes" or (
         config.train.use_gpu == "auto" and cluster_gpus() >= num_workers
@@ -140,7 +142,9 @@ def _build_trainer(
         ),
         run_config=RunConfig(
             name=run_name,
-            storage_path=storage_path,
+            storage_path=storage_path if local else inner,
+            # Ray would open a URI anew in each process, and cannot join to one with a query.
+            storage_filesystem=None if local else system,
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=2,

@@ -1,13 +1,26 @@
 import logging
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from mtrec.config import RayConfig
-from mtrec.errors import DataError
-from mtrec.rayrun import _Terse, call_in_tasks, cluster_cpus, cluster_gpus, connect
+from mtrec.errors import ArtifactError, DataError
+from mtrec.rayrun import (
+    _Terse,
+    alive_nodes,
+    call_in_tasks,
+    call_on_nodes,
+    check_shared,
+    cluster_cpus,
+    cluster_gpus,
+    connect,
+    find_cause,
+)
 
 
 def _record(message: str, *, file: str = "logging_progress.py", level: int = logging.INFO):
@@ -78,3 +91,68 @@ def test_calls_in_tasks_come_back_in_order_and_raise_what_a_call_raised(ray_loca
     assert list(call_in_tasks(_halve, [{"value": n} for n in (2, 4, 6)], 2)) == [1, 2, 3]
     with pytest.raises(DataError, match="7 is odd"):
         list(call_in_tasks(_halve, [{"value": n} for n in (2, 7, 6)], 2))
+
+
+NODES = [
+    {"NodeID": "aaaaaaaaaa", "NodeManagerHostname": "head"},
+    {"NodeID": "bbbbbbbbbb", "NodeManagerHostname": "worker"},
+]
+
+
+def _read_by(*seeing: str):
+    """Give what reads files as nodes do of which only some see this machine's disk."""
+
+    def read(path: str, nodes: Sequence[dict[str, str]]) -> dict[str, str]:
+        text = Path(path).read_text()
+        return {n["NodeID"]: text if n["NodeManagerHostname"] in seeing else "" for n in nodes}
+
+    return read
+
+
+def test_a_folder_that_a_node_does_not_see_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    places = {"run.workdir": str(tmp_path / "run"), "text.store": None}
+    with pytest.raises(ArtifactError) as caught:
+        check_shared(places, nodes=NODES, read=_read_by("head"))
+    assert str(caught.value) == (
+        f"the cluster has 2 nodes, and run.workdir {tmp_path}/run is not seen by worker (bbbbbbbb)"
+        "\nset run.workdir to a folder that all nodes share (NFS, a ReadWriteMany volume) or to a "
+        "URI such as s3://bucket/path"
+    )
+    assert os.listdir(tmp_path / "run") == []
+
+
+def test_every_folder_that_is_not_seen_is_named(tmp_path: Path) -> None:
+    places = {"run.workdir": str(tmp_path), "text.store": str(tmp_path / "store")}
+    with pytest.raises(
+        ArtifactError, match=r"run\.workdir .*; text\.store .*\nset run\.workdir and"
+    ):
+        check_shared(places, nodes=NODES, read=_read_by())
+
+
+def test_a_shared_folder_a_uri_and_a_single_node_are_fine(tmp_path: Path) -> None:
+    check_shared({"run.workdir": str(tmp_path)}, nodes=NODES, read=_read_by("head", "worker"))
+    check_shared({"run.workdir": "s3://bucket/x"}, nodes=NODES, read=_read_by())
+    check_shared({"run.workdir": str(tmp_path)}, nodes=NODES[:1], read=_read_by())
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_node_that_went_away_meanwhile_is_no_problem(tmp_path: Path) -> None:
+    check_shared({"run.workdir": str(tmp_path)}, nodes=NODES, read=lambda path, nodes: {})
+
+
+@pytest.mark.ray
+def test_a_real_node_sees_the_folder_of_its_own_machine(ray_local, tmp_path: Path) -> None:
+    # The same node twice: a cluster of two whose disks are one.
+    check_shared({"run.workdir": str(tmp_path)}, nodes=alive_nodes() * 2)
+    gone = {"NodeID": "ab" * 28, "NodeManagerHostname": "gone"}
+    (answers,) = call_on_nodes(os.path.isdir, [*alive_nodes(), gone], str(tmp_path)).values()
+    assert answers is True
+
+
+def test_what_an_actors_start_met_in_the_storage_is_found_in_rays_text() -> None:
+    text = "The actor died: x::C.__init__()\n  File 1\nOSError: When y: AWS Error NETWORK: z\nmore"
+    cause = find_cause(RuntimeError(text))
+    assert type(cause) is OSError
+    assert str(cause) == "When y: AWS Error NETWORK: z"
+    other = RuntimeError("died\nOSError: no such thing")
+    assert find_cause(other) is other

@@ -140,6 +140,16 @@ def test_a_lock_at_a_uri_keeps_others_out_is_renewed_and_goes(remote: str) -> No
     assert os.listdir(remote) == []
 
 
+def test_a_lock_that_could_not_be_removed_does_not_keep_its_own_process_out(
+    remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hold_workdir(remote):
+        monkeypatch.setattr(runlock.storage, "remove", lambda _: None)  # the storage is gone
+    assert json.loads(Path(remote, LOCK).read_bytes())["pid"] == os.getpid()
+    with hold_workdir(remote):
+        pass
+
+
 def test_a_fresh_lock_of_another_host_says_when_it_ends(remote: str) -> None:
     lock_of(remote)
     with (

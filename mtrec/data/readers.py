@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -83,7 +82,7 @@ def input_files(config: Table, root: str) -> list[tuple[str, str, int, float]]:
     absolute = "://" in name or name.startswith("/")
     full = name if absolute or root in ("", ".") else storage.join(root, name)
     system, inner = storage.filesystem(full)
-    prefix = full.split("://")[0] + "://" if "://" in full else ""
+    prefix = full.split("://")[0] + "://" if "://" in full else ""  # for what is shown
     pattern = any(sign in inner for sign in "*?[")
     if pattern:
         depth = next(n for n, part in enumerate(inner.split("/")) if any(c in part for c in "*?["))
@@ -105,7 +104,12 @@ def input_files(config: Table, root: str) -> list[tuple[str, str, int, float]]:
         )
     base_name = full if pattern or len(infos) > 1 else name
     return sorted(
-        (prefix + i.path, base_name if len(infos) == 1 else prefix + i.path, i.size, i.mtime_ns)
+        (
+            storage.beside(full, i.path),
+            base_name if len(infos) == 1 else prefix + i.path,
+            i.size,
+            i.mtime_ns,
+        )
         for i in infos
     )
 
@@ -476,6 +480,8 @@ def _open(piece: Piece) -> Any:
 
 
 def _unreadable(piece: Piece, error: Exception) -> NoReturn:
+    if storage.is_remote_failure(error):
+        raise error
     raise DataError(
         f"cannot read {piece.name} as {piece.format}: {' '.join(str(error).split())}\n"
         "check the file, or name its format in data.*.format"
@@ -501,7 +507,7 @@ def _require(config: Table, name: str, found: list[str]) -> None:
 def _format(path: str, declared: str) -> Format:
     if declared != "auto":
         return declared  # type: ignore[return-value]  # the schema admits only formats
-    name = PurePosixPath(path).name.lower()
+    name = storage.base_name(path).lower()
     for ending in (".gz", ".bz2", ".zst", ".lz4"):
         name = name.removesuffix(ending)
     if name.endswith((".parquet", ".pq")):

@@ -22,7 +22,7 @@ import ray
 from mtrec import storage
 from mtrec.config import Config, TextConfig
 from mtrec.errors import ArtifactError, ConfigError, MtrecError
-from mtrec.rayrun import cluster_gpus
+from mtrec.rayrun import alive_nodes, cluster_gpus
 from mtrec.runlog import event
 from mtrec.storage import Manifest
 from mtrec.text.encoder import build_encoder, describe_encoder, has_cuda
@@ -136,6 +136,8 @@ def _text_columns(place: str, wanted: list[str]) -> Iterator[pa.ChunkedArray]:
             file.seek(0)
             table = pq.read_table(file, columns=present)
     except (pa.ArrowException, OSError) as error:
+        if storage.is_remote_failure(error):
+            raise
         raise ArtifactError(
             f"{place} is damaged: {str(error).splitlines()[0]}\nrun prepare again"
         ) from error
@@ -282,7 +284,7 @@ def _cuda_works() -> bool:
 def _cpus_per_actor(actors: int) -> int:
     """Share a node's free CPUs over its actors; each reserves what its threads use."""
     free = int(ray.available_resources().get("CPU", 1.0))  # type: ignore[no-untyped-call]  # Ray's
-    nodes = _alive_nodes()
+    nodes = alive_nodes()
     largest = max(int(node["Resources"].get("CPU", 0)) for node in nodes)
     # One stays free on each node: the driver of a job takes one somewhere.
     return max(1, (min(free, largest) - 1) // -(-actors // len(nodes)))
@@ -294,13 +296,8 @@ def _memory_per_actor(spec: EncoderSpec) -> int:
     At most what the largest node has: asking for more would wait for ever.
     """
     wanted = 2 * spec.weights_bytes + (512 << 20)
-    largest = max((int(node["Resources"].get("memory", 0)) for node in _alive_nodes()), default=0)
+    largest = max((int(node["Resources"].get("memory", 0)) for node in alive_nodes()), default=0)
     return min(wanted, largest)
-
-
-def _alive_nodes() -> list[dict[str, Any]]:
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's
-    return [node for node in nodes if node["Alive"]]
 
 
 # ---- the manifest -------------------------------------------------------------------------------

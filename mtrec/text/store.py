@@ -222,6 +222,8 @@ class EmbeddingStore:
             if table.schema.field("vector").type.list_size != self.dim:
                 raise pa.ArrowInvalid(f"its vectors are not {self.dim} wide")
         except (pa.ArrowException, OSError, KeyError) as error:
+            if storage.is_remote_failure(error):
+                raise
             raise ArtifactError(
                 f"shard {place} is damaged: {str(error).splitlines()[0]}\n"
                 "remove that file and run embed again; only its texts are embedded anew"
