@@ -250,13 +250,21 @@ def _verify(path: str) -> tuple[str, int]:
 
 
 @app.command()
-def doctor(address: AddressOption = None, verbose: VerboseOption = False) -> None:
-    """Look at versions, CPUs, GPUs, ports and authentication; name a remedy for each problem."""
+def doctor(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="A run, for its workdir and its ports.")
+    ] = None,
+    overrides: SetOption = None,
+    address: AddressOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Look at versions, CPUs, GPUs, storage, ports, authentication; name remedies for problems."""
     from mtrec.doctor import examine
 
     configure_logging(verbose=verbose)
+    loaded = load_config(config, overrides or []) if config is not None else None
     problems = 0
-    for check in examine(address):
+    for check in examine(address, loaded):
         problems += not check.ok
         print(f"{'ok     ' if check.ok else 'problem'} {check.name}: {check.found}")
         if check.remedy:

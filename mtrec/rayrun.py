@@ -149,7 +149,10 @@ def _read_if_there(path: str) -> str:
 
 
 def call_on_nodes(
-    function: Callable[..., Result], nodes: Sequence[Node], *arguments: object
+    function: Callable[..., Result],
+    nodes: Sequence[Node],
+    *arguments: object,
+    num_gpus: float = 0.0,
 ) -> dict[str, Result]:
     """Call a function on each node, at the same time; give the results by node id.
 
@@ -158,7 +161,7 @@ def call_on_nodes(
     calls = {}
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        remote: Any = ray.remote(num_cpus=0, max_retries=0)(function)
+        remote: Any = ray.remote(num_cpus=0, num_gpus=num_gpus, max_retries=0)(function)
         calls[node["NodeID"]] = remote.options(scheduling_strategy=there).remote(*arguments)
     results = {}
     for node in nodes:
