@@ -147,14 +147,12 @@ def run_and_check(config: Config) -> None:
 
 SHAPES: dict[str, dict[str, Any]] = {
     "no text": {"text": False},
-    "clicks only": {"ratings": "none", "tasks": (NEXT,)},
-    "clicks and nothing else": {
+    "clicks only, and no tables": {
         "ratings": "none", "tasks": (NEXT,), "items_table": False, "users_table": False,
     },
     "no users table": {"users_table": False},
     "one user": {"users": 1},
     "one item": {"items": 1},
-    "one user and one item": {"users": 1, "items": 1},
     "every rating equal": {"ratings": "equal"},
     "a set of events, MMoE, one ranking task": {
         "history": SET, "experts": MMOE, "tasks": (NEXT, STARS),
