@@ -83,6 +83,22 @@ def test_the_transform_was_fitted_on_training_events_only(tree, tmp_path):
     assert transform.items["price"].offset == pytest.approx(np.mean(prices))
 
 
+def test_items_and_users_without_training_events_decide_nothing(tree, tmp_path):
+    plain, _ = run(tree, tmp_path / "plain")
+    append(tree, "items", b"i99998,Met in test,late,5000\ni99999,Never met,lonely,70000\n")
+    append(tree, "interactions", b"u00000,i99998,5,2000000000\n")
+    append(tree, "users", b"u99999,1000,X\n")
+    target, report = run(tree, tmp_path / "out")
+    before, after = (
+        FeatureTransform.from_json(json.loads((folder / "transform.json").read_text()))
+        for folder in (plain, target)
+    )
+    assert (report["items"], report["users"]) == (12, 13)
+    assert after.items["genres"].vocabulary.values == before.items["genres"].vocabulary.values
+    assert after.items["price"] == before.items["price"]
+    assert after.users == before.users
+
+
 def test_every_kind_of_bad_row_is_set_aside_with_source_text_and_reason(tree, tmp_path):
     append(tree, "interactions", b"u00000,i00001,six,1\nu00000\nu00000,nothing,3,1\n,i00001,3,1\n")
     append(tree, "interactions", b"nobody,i00001,3,1\nu\xff,i00001,3,1\nu00000,i00001,9,1\n")

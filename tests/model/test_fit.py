@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mtrec.config import Config
 from mtrec.errors import DataError
 from mtrec.model.fit import epoch_batches, start_state, train_epoch, train_step
+from mtrec.model.towers import whitening_matrix
 
 CPU = torch.device("cpu")
 
@@ -50,6 +51,45 @@ def test_ranking_starts_at_the_items_shrunk_means(config, make_data) -> None:
     values = (data.train.numbers["rating"][data.train.item_index == item] - 3.0) / 1.25
     assert usual[item, 0].item() == pytest.approx(values.sum() / (len(values) + 5.0), rel=1e-5)
     assert not usual[:2].any()
+
+
+def test_whitening_is_fitted_on_the_texts_of_trained_items_and_of_users_with_text(
+    config, make_data
+) -> None:
+    data, _ = make_data()
+    data.trained[4], data.items.text[4] = 0.0, 100.0  # held-out items must not count
+    data.items.has_text[6], data.items.text[6] = 0.0, 0.0
+    texts = torch.randn(9, 7, generator=torch.Generator().manual_seed(0)) + 1.0
+    texts[0] = 0.0  # of users without a text
+    data = _replaced(data, users=_replaced(data.users, texts=texts))
+    model = start_state(config, data, CPU).model
+    counted = [item for item in range(2, 22) if data.trained[item] and item != 6]
+    for tower, rows in ((model.items.content, data.items.text[counted]), (model.users, texts[1:])):
+        assert torch.allclose(tower.mean, rows.mean(0), atol=1e-6)
+        assert torch.allclose(tower.whitening, whitening_matrix(rows, 4), atol=1e-5)
+
+
+def test_all_workers_drop_the_same_rows_and_each_step_drops_others(config, make_data) -> None:
+    data, _ = make_data()
+    data.trained[4] = 0.0
+    dropping = config.model_copy(
+        update={"model": config.model.model_copy(update={"id_dropout": 0.3})}
+    )
+
+    def masks(rank: int) -> torch.Tensor:
+        steps = [
+            batch.trained
+            for epoch in range(20)
+            for batch in epoch_batches(dropping, data, epoch, rank=rank, num_workers=2)
+        ]
+        return torch.stack(steps)
+
+    first, second = masks(0), masks(1)
+    assert torch.equal(first, second)
+    assert len(first.unique(dim=0)) == len(first)
+    assert not first[:, data.trained == 0].any()
+    # standard error of the share of more than 60 draws of 19 rows: below .014
+    assert first[:, data.trained > 0].mean().item() == pytest.approx(0.7, abs=0.05)
 
 
 def test_resuming_from_a_checkpoint_equals_going_on(any_config, make_data) -> None:
