@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -225,7 +226,9 @@ def _report(state: TrainState, beside: dict[str, Any], score: float, rank: int) 
     if rank != 0:
         ray.train.report(metrics)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    # Ray Train's working folder, in Ray's session: a worker that Ray kills while the storage hangs
+    # takes nothing back, and would leave this in the machine's temporary folder for ever.
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         # Through a file of ours: torch's own says neither "disk full" nor where.
         with open(os.path.join(folder, _STATE), "wb") as file:
             torch.save({**state.state_dict(), **beside}, file)

@@ -5,8 +5,10 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray.train
 import torch
 from processes import descendants
 from ray.train import Checkpoint, Result
@@ -15,7 +17,7 @@ from mtrec import storage
 from mtrec.bundle import load_bundle
 from mtrec.config import Config
 from mtrec.errors import ArtifactError, DataError
-from mtrec.train import _best_state, train
+from mtrec.train import _best_state, _report, train
 
 pytestmark = pytest.mark.ray
 
@@ -160,3 +162,20 @@ def test_the_manifest_names_its_parents(planted_run) -> None:
     manifest = storage.read_manifest(str(bundles / version), "bundle")
     dataset = json.loads((workdir / "dataset" / "manifest.json").read_text())
     assert manifest.parents["dataset"] == dataset["id"]
+
+
+def test_a_checkpoint_on_its_way_lies_in_rays_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # as Ray Train does
+    reported: list[tuple[str, list[str]]] = []
+
+    def report(metrics: dict[str, float], checkpoint: ray.train.Checkpoint) -> None:
+        reported.append((checkpoint.path, os.listdir(checkpoint.path)))
+
+    monkeypatch.setattr("ray.train.report", report)
+    state = SimpleNamespace(epoch=1, history=[{"loss": 1.0}], state_dict=dict)
+    _report(state, {}, 0.5, rank=0)
+    ((folder, names),) = reported
+    assert (os.path.dirname(folder), names) == (str(tmp_path), ["state.pt"])
+    assert os.listdir(tmp_path) == []
