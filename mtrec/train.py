@@ -173,11 +173,7 @@ def _worker(settings: dict[str, Any]) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             saved = torch.load(os.path.join(folder, _STATE), map_location=device, weights_only=True)
-        if saved["transform"] != transform:
-            raise ArtifactError(
-                "the checkpoint was made with another transform.json than the dataset has now\n"
-                "remove the run's checkpoints/ and train again"
-            )
+        _check_transform(saved, transform)
         state.load_state_dict(saved)
         event(logger, "train.resume", epoch=state.epoch)
     if num_workers > 1:
@@ -213,6 +209,19 @@ def _worker(settings: dict[str, Any]) -> None:
         _report(state, {"export": exported, "transform": transform}, score, rank)
         if rank == 0:
             settings["board"].add.remote(state.history[-1])
+
+
+def _check_transform(saved: Mapping[str, Any], transform: str) -> None:
+    """Refuse a checkpoint whose model read other numbers and positions than the dataset has now.
+
+    Raises:
+        ArtifactError: the hash of its transform.json is another one.
+    """
+    if saved["transform"] != transform:
+        raise ArtifactError(
+            "the checkpoint was made with another transform.json than the dataset has now\n"
+            "remove the run's checkpoints/ and train again"
+        )
 
 
 def _finished(state: TrainState, config: Config) -> bool:

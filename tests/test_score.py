@@ -86,7 +86,8 @@ def test_batches_of_users_do_not_change_what_is_written(small: Small, tmp_path: 
     one = score_part(small, tmp_path / "one", batch_size=1)
     many = score_part(small, tmp_path / "many", batch_size=100)
     assert one.drop(["score", "stars", "like"]).equals(many.drop(["score", "stars", "like"]))
-    np.testing.assert_allclose(one["score"], many["score"], rtol=1e-6)
+    # float32: sums of another shape are rounded otherwise; 1.7e-6 was seen
+    np.testing.assert_allclose(one["score"], many["score"], rtol=1e-5)
 
 
 def test_weights_of_the_run_count_and_not_those_of_the_bundle(small: Small, tmp_path: Path) -> None:

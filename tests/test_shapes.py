@@ -157,7 +157,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "a set of events, MMoE, one ranking task": {
         "history": SET, "experts": MMOE, "tasks": (NEXT, STARS),
     },
-    "PLE, one ranking task": {"experts": PLE, "tasks": (NEXT, LIKE)},
     "a set of events, PLE, no ranking task": {
         "history": SET, "experts": PLE, "tasks": (NEXT,),
     },
