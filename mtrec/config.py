@@ -28,6 +28,14 @@ class RunConfig(_Section):
     storage: str | None = None
     """Where Ray Train keeps checkpoints; by default `checkpoints/` in the workdir."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        for name in ("workdir", "storage"):
+            place = getattr(self, name)
+            if place is not None and re.match(r"[a-z][a-z0-9+]+:/(?!/)", place):
+                raise ValueError(f'{name} "{place}" looks like a URI with one slash; write ://')
+        return self
+
 
 # ---- data ---------------------------------------------------------------------------------------
 
@@ -69,6 +77,12 @@ class NumberColumn(_Section):
     """
     context: bool = False
     """Interactions only: known when the recommendation is asked for (time, place, device)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "NumberColumn":
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}: no row could be kept")
+        return self
 
 
 class CategoryColumn(_Section):
@@ -742,12 +756,31 @@ def _problems(config: Config) -> Iterator[str]:
         yield "data.split.method is column: name the column in data.interactions.split"
     if config.data.split.method == "global_time" and config.data.interactions.timestamp is None:
         yield "data.split.method is global_time: name the column in data.interactions.timestamp"
+    if config.train.monitor is not None:
+        k = config.evaluate.k
+        values = [
+            f"{task.name}/{name}".format(k=k)
+            for task in config.tasks
+            for name in _MONITORED[task.kind]
+        ]
+        if config.train.monitor.format(k=k) not in values:
+            yield (
+                f'train.monitor "{config.train.monitor}" is no validation value of this run; '
+                f"there are {values}"
+            )
     if config.train.batch_size % config.train.num_workers:
         yield (
             f"train.batch_size {config.train.batch_size} must be a multiple of "
             f"train.num_workers {config.train.num_workers}"
         )
 
+
+_MONITORED = {
+    "retrieval": ("ndcg@{k}", "hr@{k}"),
+    "regression": ("rmse",),
+    "binary": ("auc", "logloss"),
+}
+"""What validation measures while fitting (`model.validation`)."""
 
 _TAKEN = {
     "interactions": {"user_id", "item_id", "timestamp", "split"},

@@ -37,7 +37,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -61,6 +61,21 @@ def parse_config(tree: dict[str, Any], *, name: str = "configuration") -> Config
         lines = [_explain(problem) for problem in problems]
         shown = lines[:5] + ([f"... and {len(lines) - 5} more"] if lines[5:] else [])
         raise ConfigError(f"{name}: " + "\n".join(shown)) from error
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuse a key that comes twice: YAML's own rule, which PyYAML forgets."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f'the key "{key.value}" comes twice', key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
 
 
 def dump_config(config: Config) -> str:
@@ -116,21 +131,31 @@ def _explain(problem: Any) -> str:
     where = ".".join([*place[:1], *inner, *place[1:][-1:]])
     if problem["type"] == "extra_forbidden":
         found, parents = place[-1], place[:-1]
-        known = _known_keys(parents)
-        near = difflib.get_close_matches(found, known, n=1, cutoff=0.5)
-        hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(sorted(known))}"
-        return f"unknown key {where}; {hint}"
+        return f"unknown key {where}; {_hint(found, _known_keys(parents), 'known keys')}"
     if problem["type"] == "missing":
         return f"missing key {where}"
+    if problem["type"] == "union_tag_invalid":
+        # The context quotes each tag.
+        known = [tag.strip(" '") for tag in problem["ctx"]["expected_tags"].split(",")]
+        found, key = problem["ctx"]["tag"], problem["ctx"]["discriminator"].strip("'")
+        return f'{where}.{key}: "{found}" is unknown; {_hint(found, known)}'
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{where}: {message}" if where else message
     return f"{where}: {message}, found {problem['input']!r:.60}"
 
 
+def _hint(found: str, known: Sequence[str], title: str = "expected one of") -> str:
+    near = difflib.get_close_matches(found, known, n=1, cutoff=0.5)
+    listed = ", ".join(sorted(known))
+    colon = ":" if title == "known keys" else ""
+    return f'did you mean "{near[0]}"?' if near else f"{title}{colon} {listed}"
+
+
 _UNION_TAGS = {
-    *("number", "category", "categories", "text"),
-    *("leave_last_out", "random", "column"),
+    *("number", "category", "categories", "text", "time"),
+    *("leave_last_out", "random", "column", "global_time", "k_fold"),
+    *("full", "sampled"),
     *("retrieval", "regression", "binary"),
     *("sequence", "set"),
     *("shared_bottom", "mmoe", "ple"),

@@ -6,7 +6,7 @@ makes a page of. Figures that are undefined are absent, and a note says why.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,8 @@ def build_report(
     for split, figures in (("test", test), ("validation", validation)):
         for task in config.tasks:
             if not any(figures.get(task.name, {}).get(MODEL, {}).values()):
-                notes.append(f"{task.name}: no figures on {split}, there are no held-out rows")
+                notes.append(f"{task.name}: no figures on {split}, there are no rows to judge by")
+    notes += _masked(config, histories, items, answered)
     model = {name: comparison.values_json(f[MODEL]) for name, f in test.items() if MODEL in f}
     names = [name for name in answered.get("test", {}) if name != MODEL]
     report: Tree = {
@@ -172,6 +173,22 @@ def _measure(
             if relevance.count.any() and lists:
                 measured[task.name] = comparison.compare_lists(lists, relevance, items, draws)
     return measured
+
+
+def _masked(
+    config: Config, histories: Histories, items: ItemFacts, answered: Answered
+) -> Iterator[str]:
+    """Say how many held-out events no list is judged by, for their items were known before."""
+    retrieval = next(task.name for task in config.tasks if task.kind == "retrieval")
+    for split in answered:
+        held_out = int((histories.split == SPLITS.index(split)).sum())
+        relevance = baselines.relevant_items(histories, split, len(items.train_count))
+        left_out = held_out - int(relevance.count.sum())
+        if left_out:
+            yield (
+                f"{retrieval}: {left_out} of {held_out} {split} events are of items that their "
+                "user had met before or that are unknown; lists leave those out, and so do figures"
+            )
 
 
 def _slices(

@@ -259,3 +259,37 @@ def test_a_moment_may_be_a_day_a_time_or_seconds_and_is_written_back(tmp_path, v
     assert config.data.interactions.latest_time is not None
     path.write_text(dump_config(config))
     assert load_config(path) == config
+
+
+def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("run: {seed: 1}\ntext: {encoder: hashing}\nrun: {seed: 2}\n")
+    with pytest.raises(ConfigError, match=r'the key "run" comes twice.*line 3'):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("data.split", {"method": "kfold"}, 'data.split.method: "kfold" is unknown; did you mean'),
+        ("run", {"workdir": "s3:/bucket/run"}, 'run: workdir "s3:/bucket/run" looks like a URI'),
+        ("train", {"monitor": "ndcg"}, "there are .'next/ndcg@10', 'next/hr@10', 'rating/rmse'"),
+        (
+            "train",
+            {"softmax": {"kind": "sampled", "negatives": 3}},
+            "unknown key train.softmax.neg",
+        ),
+        ("data.interactions.columns.rating", {"kind": "number", "min": 9, "max": 5}, "min 9 is ab"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_runs(
+    section: str, value: dict[str, Any], message: str
+) -> None:
+    config = tree()
+    node: Any = config
+    *parents, last = section.split(".")
+    for key in parents:
+        node = node.setdefault(key, {})
+    node[last] = value
+    with pytest.raises(ConfigError, match=message):
+        parse_config(config)

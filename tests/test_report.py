@@ -111,7 +111,7 @@ def test_without_test_events_there_are_notes_and_no_figures() -> None:
     assert report["model"] == {}
     assert any("click: no figures on test" in note for note in report["notes"])
     assert report["validation"]["model"]["stars"]["rmse"] == pytest.approx(0.5)
-    assert summary_table(report).endswith("there are no held-out rows")
+    assert summary_table(report).endswith("there are no rows to judge by")
 
 
 def test_a_split_that_nobody_answered_for_is_left_out() -> None:

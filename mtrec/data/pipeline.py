@@ -10,8 +10,11 @@ import logging
 import math
 import os
 import pickle
+import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -65,6 +68,8 @@ logger = logging.getLogger("mtrec.data")
 
 EVENTS_PER_PART = 500_000
 """A part is what one task holds in memory; about 100 bytes an event."""
+_REASONS_SHOWN = 3
+_LIKE_A_TIME = re.compile(r"(?i)time|date|(^|_)ts($|_)")
 HASHED_INPUT_BYTES = 256 << 20
 """Inputs up to this size are told apart by content, larger ones by size and time of change."""
 
@@ -122,10 +127,39 @@ def prepare(config: Config, *, path: str, key: str) -> Manifest:
             "items": report["items"],
             "events": counts["interactions"],
             "rejected": sum(table["rejected"] for table in report["tables"].values()),
+            "duplicates": sum(table["duplicates"] for table in report["tables"].values()),
         }
+    for line in _worth_saying(config, plans, report, path):
+        logger.warning("%s", line)
     manifest = storage.find_manifest(path)
     assert manifest is not None, f"{path} was just written"
     return manifest
+
+
+def _worth_saying(
+    config: Config, plans: dict[str, list[Piece]], report: dict[str, Any], path: str
+) -> Iterator[str]:
+    """Yield what a user would want to know of the rows without opening the report."""
+    for name, table in report["tables"].items():
+        if table["rejected"]:
+            common = Counter(table["reasons"]).most_common(_REASONS_SHOWN)
+            told = "; ".join(f"{count} x {reason}" for reason, count in common)
+            more = len(table["reasons"]) - len(common)
+            yield (
+                f"{name}: {table['rejected']} of {table['read']} rows are set aside: {told}"
+                + (f"; {more} more reasons" if more else "")
+                + f"; each is in {storage.join(path, 'rejected')}"
+            )
+    if config.data.interactions.timestamp is None:
+        used = set(contract.source_columns(config.data.interactions).values())
+        columns = {column for piece in plans["interactions"] for column in piece.header}
+        for column in sorted(columns - used):
+            if _LIKE_A_TIME.search(column):
+                yield (
+                    f'interactions: the column "{column}" looks like a time and is not used: the '
+                    "order is the file's, and a user's events of one item are duplicates; name it "
+                    "in data.interactions.timestamp"
+                )
 
 
 class _Preparation:

@@ -58,7 +58,7 @@ class Piece:
         name: the path as the user wrote it, for `_source`.
         format: how to read it.
         file: position of the file in the input.
-        header: CSV: the file's columns.
+        header: the file's columns; JSONL: the keys of its first object.
         row_groups: Parquet: which ones.
         first_row: Parquet: number of the first row within the file.
     """
@@ -149,7 +149,7 @@ def _plan_file(piece: Piece, config: Table) -> list[Piece]:
             found = _first_keys(piece, config)
             if found is not None:
                 _require(config, piece.name, found)
-            return [piece]
+            return [replace(piece, header=tuple(found or ()))]
         case "parquet":
             return _plan_parquet(piece, config)
 
@@ -424,6 +424,7 @@ def _first_keys(piece: Piece, config: Table) -> list[str] | None:
 def _plan_parquet(piece: Piece, config: Table) -> list[Piece]:
     """Cut a file into pieces of whole row groups, about `ROWS_PER_PIECE` rows each."""
     with _open_parquet(piece) as file:
+        piece = replace(piece, header=tuple(file.schema_arrow.names))
         _require(config, piece.name, file.schema_arrow.names)
         sizes = [file.metadata.row_group(n).num_rows for n in range(file.metadata.num_row_groups)]
     pieces, groups, first, rows = [], list[int](), 0, 0

@@ -1,9 +1,11 @@
 import csv
 import json
+import logging
 import random
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -68,6 +70,22 @@ def test_the_artifact_holds_what_the_tables_say(tree, tmp_path):
     counts = np.bincount(histories.item_index[histories.split == 0], minlength=12)[2:]
     assert items["train_count"].to_pylist() == counts.tolist()
     assert items["text"][0].as_py() == "The space story 0 | space"
+
+
+def test_a_time_that_is_not_used_and_rows_set_aside_are_told(tree, tmp_path, caplog):
+    append(tree, "interactions", b"u00001,i00001,many,1000000\n")
+    log = pd.read_csv(Path(tree["data"]["root"]) / "interactions.csv", dtype=str)
+    log.to_json(tmp_path / "log.jsonl", orient="records", lines=True)
+    tree["data"]["interactions"] |= {"path": str(tmp_path / "log.jsonl"), "id_type": "string"}
+    del tree["data"]["interactions"]["timestamp"]
+    with caplog.at_level(logging.INFO, logger="mtrec"):
+        run(tree, tmp_path / "out")
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert told[0].startswith(
+        "interactions: 1 of 73 rows are set aside: 1 x rating is not a number; each is in "
+    )
+    assert 'the column "timestamp" looks like a time and is not used' in told[1]
+    assert any("duplicates=0" in record.message for record in caplog.records)
 
 
 def test_the_transform_was_fitted_on_training_events_only(tree, tmp_path):
