@@ -30,6 +30,7 @@ from mtrec.data.dataset import history_files, read_table
 from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import Histories
 from mtrec.errors import ArtifactError, ConfigError
+from mtrec.itemitem import ItemItem
 from mtrec.localcopy import local_files
 from mtrec.model.network import ModelSizes, MultiTaskModel, build_model
 from mtrec.text.spec import EncoderSpec
@@ -97,6 +98,7 @@ class Bundle:
         items: the catalogue, row i is the item at position i + 2.
         model: on the CPU, in evaluation mode.
         vectors: what the model gives for the catalogue.
+        item_item: the sparse part of retrieval; None: there is none.
         users: what answers by user id.
         popular: (N,) int64, kept events per item.
         metrics: validation values of the exported epoch.
@@ -113,6 +115,7 @@ class Bundle:
     items: pa.Table
     model: MultiTaskModel
     vectors: ItemArrays
+    item_item: ItemItem | None
     users: UserStore
     popular: NDArray[np.int64]
     metrics: dict[str, Any]
@@ -129,6 +132,7 @@ def save_bundle(
     transform: FeatureTransform,
     dataset: str,
     vectors: ItemArrays,
+    item_item: ItemItem | None = None,
     user_text: NDArray[np.floating] | None = None,
     encoder: EncoderInfo | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -146,6 +150,7 @@ def save_bundle(
         transform: the dataset's.
         dataset: folder or URI of the dataset; its items, users and all kept events go in.
         vectors: what the model gives for the catalogue, and the items' text vectors.
+        item_item: the sparse part of retrieval.
         user_text: (U, W), one row for each row of the dataset's users, zeros where a user has no
             text; None: users have no text.
         encoder: of the text vectors.
@@ -180,6 +185,9 @@ def save_bundle(
             if vectors.text is not None:
                 text = np.asarray(vectors.text, np.float16)
                 np.save(os.path.join(folder, "item_text.npy"), text, allow_pickle=False)
+            for name, array in item_item.to_arrays().items() if item_item is not None else ():
+                place = os.path.join(folder, f"item_item_{name}.npy")
+                np.save(place, array, allow_pickle=False)
             pq.write_table(items, os.path.join(folder, "items.parquet"))
             pq.write_table(_popular(histories, items), os.path.join(folder, "popular.parquet"))
             build_user_store(
@@ -294,6 +302,12 @@ def _read(folder: str, place: str) -> Bundle:
     if has_text:
         # Mapped: only requests for what resembles a text read it.
         text = np.load(os.path.join(folder, "item_text.npy"), mmap_mode="r", allow_pickle=False)
+    item_item = None
+    if os.path.exists(os.path.join(folder, "item_item_data.npy")):
+        names = ("indptr", "indices", "data")
+        item_item = ItemItem.from_arrays(
+            {name: array(f"item_item_{name}.npy") for name in names}, sizes.num_items
+        )
     shape = (sizes.num_items, config.model.embedding_dim)
     if (content.shape, collaborative.shape, bias.shape) != (shape, shape, shape[:1]) or len(
         ids
@@ -315,6 +329,7 @@ def _read(folder: str, place: str) -> Bundle:
         items=items,
         model=model,
         vectors=ItemArrays(content, collaborative, bias, text),
+        item_item=item_item,
         users=UserStore(os.path.join(folder, "users")),
         popular=popular,
         metrics=tree("metrics.json"),

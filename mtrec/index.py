@@ -1,5 +1,7 @@
 """Exact top-K search over the catalogue's item vectors, on a CPU or a GPU.
 
+A sparse part may be added to the logits, user by user.
+
 The first step of every ranked list: `Recommender` asks it for candidates. It knows positions and
 vectors only: no ids, no users, no blending. Users are searched in blocks, so that the logits of a
 block fit a fixed memory; the answer does not depend on how users are put into blocks.
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 
 from mtrec.catalogue import NUM_SPECIAL
 
@@ -79,6 +82,7 @@ class ExactIndex:
         *,
         exclude: Sequence[NDArray[np.integer]] | None = None,
         allowed: NDArray[np.bool_] | None = None,
+        added: sparse.csr_array | None = None,
     ) -> Found:
         """Give each user's k best items.
 
@@ -87,6 +91,7 @@ class ExactIndex:
             k: items per user, at least 1.
             exclude: for each user the positions that must not be found.
             allowed: (N,) bool, the positions that may be found; by default all.
+            added: (B, N) float32, to be added to the logits; by default nothing.
         """
         assert np.isfinite(users).all(), "user vectors must be finite"
         item_index = np.full((len(users), k), -1, np.int32)
@@ -95,12 +100,19 @@ class ExactIndex:
         for start in range(0, len(users), self._block):
             rows = slice(start, start + self._block)
             item_index[rows], logit[rows], max_logit[rows] = self._search_block(
-                users[rows], k, exclude[rows] if exclude is not None else None, allowed
+                users[rows],
+                k,
+                exclude[rows] if exclude is not None else None,
+                allowed,
+                added[rows] if added is not None else None,
             )
         return Found(item_index, logit, max_logit)
 
     def logits(
-        self, users: NDArray[np.float32], item_index: NDArray[np.integer]
+        self,
+        users: NDArray[np.float32],
+        item_index: NDArray[np.integer],
+        added: sparse.csr_array | None = None,
     ) -> NDArray[np.float64]:
         """Compute the logits of given pairs: (B, D) users, (B, C) positions -> (B, C) float64."""
         product = np.empty(item_index.shape, np.float64)
@@ -110,8 +122,41 @@ class ExactIndex:
             vectors = self._vectors[item_index[part]].astype(np.float64)
             vectors *= users[part].astype(np.float64)[:, None, :]
             product[part] = vectors.sum(axis=2)
+        if added is not None and item_index.size:
+            row = np.repeat(np.arange(len(users)), item_index.shape[1])
+            product += np.asarray(added[row, item_index.ravel()]).reshape(item_index.shape)
         result: NDArray[np.float64] = product + self._bias[item_index]
         return result
+
+    def log_shares(
+        self,
+        users: NDArray[np.float32],
+        item_index: NDArray[np.integer],
+        added: sparse.csr_array | None = None,
+    ) -> NDArray[np.float64]:
+        """Give log softmax of the logits over the catalogue at (C,) positions: (B, C) float64."""
+        places = np.broadcast_to(np.asarray(item_index), (len(users), len(item_index)))
+        shares = np.empty(places.shape)
+        for start in range(0, len(users), self._block):
+            rows = slice(start, start + self._block)
+            more = added[rows] if added is not None else None
+            logits = self._all_logits(users[rows], more).double()
+            partition = torch.logsumexp(logits, dim=1).cpu().numpy()
+            shares[rows] = self.logits(users[rows], places[rows], more) - partition[:, None]
+        return shares
+
+    def _all_logits(
+        self, users: NDArray[np.float32], added: sparse.csr_array | None
+    ) -> torch.Tensor:
+        """Give the logits of the whole catalogue (B, N), -inf for the special rows."""
+        usable = np.ones(self.num_rows, bool)
+        usable[:NUM_SPECIAL] = False
+        bias = torch.from_numpy(np.where(usable, self._bias, -np.inf)).to(self._device)
+        queries = torch.from_numpy(np.ascontiguousarray(users, np.float32)).to(self._device)
+        logits = torch.addmm(bias, queries, self._vectors_on_device.T)
+        if added is not None:
+            logits += torch.from_numpy(added.toarray()).to(self._device)
+        return logits
 
     def _search_block(
         self,
@@ -119,12 +164,9 @@ class ExactIndex:
         k: int,
         exclude: Sequence[NDArray[np.integer]] | None,
         allowed: NDArray[np.bool_] | None,
+        added: sparse.csr_array | None,
     ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
-        usable = np.ones(self.num_rows, bool)
-        usable[:NUM_SPECIAL] = False
-        bias = torch.from_numpy(np.where(usable, self._bias, -np.inf)).to(self._device)
-        queries = torch.from_numpy(np.ascontiguousarray(users, np.float32)).to(self._device)
-        logits = torch.addmm(bias, queries, self._vectors_on_device.T)
+        logits = self._all_logits(users, added)
         if exclude is not None and any(len(items) for items in exclude):
             row = np.repeat(np.arange(len(users)), [len(items) for items in exclude])
             column = np.concatenate([np.asarray(items, np.int64) for items in exclude])
@@ -134,7 +176,7 @@ class ExactIndex:
             logits.masked_fill_(~torch.from_numpy(allowed).to(self._device), -torch.inf)
         chosen = _top(logits, min(k + _SLACK, self.num_rows)).cpu().numpy()
         found = torch.isfinite(logits.gather(1, torch.from_numpy(chosen).to(self._device)))
-        exact = np.where(found.cpu().numpy(), self.logits(users, chosen), -np.inf)
+        exact = np.where(found.cpu().numpy(), self.logits(users, chosen, added), -np.inf)
         order = np.lexsort((chosen, -exact), axis=1)[:, :k]
         exact = np.take_along_axis(exact, order, axis=1)
         item_index = np.full((len(users), k), -1, np.int32)
@@ -143,7 +185,7 @@ class ExactIndex:
         width = exact.shape[1]
         item_index[:, :width] = np.where(some, np.take_along_axis(chosen, order, axis=1), -1)
         logit[:, :width] = np.where(some, exact, np.nan)
-        max_logit = self.logits(users, best.cpu().numpy()[:, None])[:, 0]
+        max_logit = self.logits(users, best.cpu().numpy()[:, None], added)[:, 0]
         # float32 may have taken the second best of two that are almost equal.
         max_logit = np.fmax(max_logit, logit[:, 0])
         return item_index, logit, np.where(np.isfinite(best_value.cpu().numpy()), max_logit, np.nan)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 
 from mtrec.bundle import Bundle
 from mtrec.catalogue import NUM_SPECIAL
@@ -26,6 +27,8 @@ from mtrec.userstore import UserRows
 # Bound the memory of one pass, not its result.
 USERS_PER_BLOCK = 256
 _PAIRS_PER_BLOCK = 1 << 16
+MAX_REASONS = 100
+"""Items of a history that are looked at as reasons, the latest ones; each costs one encoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,13 @@ class Crowd:
         states: what the model makes of their histories.
         is_cold: (B,) bool: nothing is known of the user, who shall get what is popular.
         exclude: B arrays of positions that must not be listed.
+        added: (B, N) float32, what the items they met add to their logits; None: nothing.
     """
 
     states: UserStates
     is_cold: NDArray[np.bool_]
     exclude: Sequence[NDArray[np.integer]]
+    added: sparse.csr_array | None = None
 
     def rows(self, index: Sequence[int]) -> "Crowd":
         """Give the users at these positions."""
@@ -62,6 +67,7 @@ class Crowd:
             self.states.at(chosen),
             self.is_cold[np.asarray(index)],
             [self.exclude[at] for at in index],
+            self.added[np.asarray(index)] if self.added is not None else None,
         )
 
 
@@ -174,7 +180,9 @@ class Ranker:
         if exclude is None:
             exclude = np.split(histories.item_index, histories.offsets[1:-1])
         is_cold = (np.diff(histories.offsets) == 0) & ~users.is_known
-        return Crowd(self._states(histories, users), is_cold, exclude[: len(users)])
+        item_item = self.bundle.item_item
+        added = item_item.scores(histories) if item_item is not None else None
+        return Crowd(self._states(histories, users), is_cold, exclude[: len(users)], added)
 
     def rank(self, crowd: Crowd, wish: Wish, context: PairContext | None = None) -> RankedLists:
         """Retrieve, predict, blend, diversify, sort: from user states to lists.
@@ -228,9 +236,11 @@ class Ranker:
             retrieval = self._popularity(item_index, crowd.exclude)
         else:
             vectors = crowd.states.vector.cpu().numpy()
-            best = self._index.search(vectors, 1, exclude=crowd.exclude).max_logit
+            found = self._index.search(vectors, 1, exclude=crowd.exclude, added=crowd.added)
+            best = found.max_logit
             best = np.where(np.isnan(best), np.inf, best)
-            retrieval = retrieval_unit(self._index.logits(vectors, item_index), best[:, None])
+            logits = self._index.logits(vectors, item_index, crowd.added)
+            retrieval = retrieval_unit(logits, best[:, None])
         tasks = self._predict(crowd.states, item_index, context)
         score = self._blend(retrieval, tasks, wish.weights)
         return RankedLists(item_index.astype(np.int32), score, retrieval, tasks)
@@ -267,27 +277,72 @@ class Ranker:
         return predictions
 
     def content_share(
-        self, user: NDArray[np.float32], item_index: NDArray[np.integer]
+        self,
+        user: NDArray[np.float32],
+        item_index: NDArray[np.integer],
+        added: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float64]:
         """Give the share of content in the logits of one user for (C,) items: (C,) in [0, 1].
 
         With each part's logit relative to its mean over the catalogue for this user:
-        |content| / (|content| + |collaborative|); 0.5 where both are 0.
+        |content| / (|content| + |collaborative|); 0.5 where both are 0. What the user's items add
+        to the logits, (N,), is collaborative.
         """
         arrays = self.bundle.vectors
         wide = user.astype(np.float64)
         content = np.abs((arrays.content[item_index] - self._mean_content) @ wide)
-        collaborative = np.abs((arrays.collaborative[item_index] - self._mean_collaborative) @ wide)
+        collaborative = (arrays.collaborative[item_index] - self._mean_collaborative) @ wide
+        if added is not None:
+            collaborative += added[item_index] - added[NUM_SPECIAL:].mean(dtype=np.float64)
+        collaborative = np.abs(collaborative)
         total = content + collaborative
         share: NDArray[np.float64] = np.where(
             total > 0.0, content / np.where(total > 0.0, total, 1.0), 0.5
         )
         return share
 
+    def influence(
+        self, histories: Histories, users: UserRows, row: int, item_index: NDArray[np.integer]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Give what each item of one user's history does for given items.
+
+        The effect of j on i is log p_i with the whole history minus log p_i without the events of
+        j, where p is the softmax of the logits over the catalogue: above 0 where j speaks for i.
+
+        Args:
+            histories: B users.
+            users: B rows.
+            row: whose history it is about.
+            item_index: (C,) positions of items.
+
+        Returns:
+            (J,) distinct items of the history, the `MAX_REASONS` latest at most, and (J, C)
+            effects.
+        """
+        history = histories.rows([row])
+        history = history.select(history.item_index >= NUM_SPECIAL)
+        start, _ = last_windows(history, self.bundle.config.model.history.length)
+        visible = history.item_index[start[0] :]
+        newest, last = np.unique(visible[::-1], return_index=True)
+        items = newest[np.argsort(last)][:MAX_REASONS]
+        variants = history.rows(np.zeros(len(items) + 1, np.int64))
+        without = np.concatenate([[-1], items])[variants.event_user]
+        variants = variants.select(variants.item_index != without)
+        states = self._states(variants, users, np.full(len(variants), row))
+        item_item = self.bundle.item_item
+        added = item_item.scores(variants) if item_item is not None else None
+        shares = self._index.log_shares(states.vector.cpu().numpy(), item_index, added)
+        return items, shares[0] - shares[1:]
+
     # ---- steps ----------------------------------------------------------------------------------
 
-    def _states(self, histories: Histories, users: UserRows) -> UserStates:
-        """Encode users, those with histories of like length together; B rows."""
+    def _states(
+        self, histories: Histories, users: UserRows, owner: NDArray[np.int64] | None = None
+    ) -> UserStates:
+        """Encode users, those with histories of like length together; B rows.
+
+        `owner` (B,) says whose row in `users` goes with each history; by default each has its own.
+        """
         scaling = self.bundle.transform.event_scaling
         starts, stops = last_windows(histories, self.bundle.config.model.history.length)
         order = np.argsort(stops - starts, kind="stable")
@@ -300,7 +355,7 @@ class Ranker:
                     name: torch.from_numpy(values).to(self._device)
                     for name, values in batch.items()
                 }
-                inputs = self._user_inputs(users, rows)
+                inputs = self._user_inputs(users, rows if owner is None else owner[rows])
                 parts.append(self._model.encode_users(tensors, inputs, self._vectors))
             back = torch.from_numpy(np.argsort(order, kind="stable")).to(self._device)
             states = UserStates(
@@ -324,7 +379,9 @@ class Ranker:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Give positions (B, width), -1 for none, and their retrieval numbers in [0, 1]."""
         vectors = crowd.states.vector.cpu().numpy()
-        found = self._index.search(vectors, width, exclude=crowd.exclude, allowed=allowed)
+        found = self._index.search(
+            vectors, width, exclude=crowd.exclude, allowed=allowed, added=crowd.added
+        )
         item_index = found.item_index.astype(np.int64)
         retrieval = retrieval_unit(found.logit, found.max_logit[:, None])
         cold = np.flatnonzero(crowd.is_cold).tolist()

@@ -18,7 +18,7 @@ from mtrec.catalogue import NUM_SPECIAL, Catalogue
 from mtrec.config import ScoreConfig
 from mtrec.data.histories import Histories
 from mtrec.errors import RequestError
-from mtrec.inputs import RequestInputs
+from mtrec.inputs import Gathered, RequestInputs
 from mtrec.query import Limits, Query, QueryReader, read_id, read_ids, read_text
 from mtrec.ranker import USERS_PER_BLOCK, Crowd, PairContext, RankedLists, Ranker, Wish
 from mtrec.rerank import cosines, unit_rows
@@ -322,9 +322,7 @@ class Recommender:
             for row, at in enumerate(members):
                 entries = self._entries(lists, row)
                 if asked[row].explain:
-                    start, stop = known.histories.offsets[at : at + 2]
-                    recent = known.histories.item_index[start:stop]
-                    self._explain(entries, lists.item_index[row], crowd.rows([row]), recent)
+                    self._explain(entries, lists.item_index[row], crowd.rows([row]), known, at)
                 answers[at] = {
                     "user_id": self._source_user_id(asked[row]),
                     "model_version": self.bundle.version,
@@ -359,28 +357,33 @@ class Recommender:
         entries: list[dict[str, Any]],
         item_index: NDArray[np.int32],
         one: Crowd,
-        history: NDArray[np.int32],
+        known: Gathered,
+        at: int,
     ) -> None:
-        """Add to one user's entries the share of content and the history items they resemble.
+        """Add to the entries of user `at` the share of content and what speaks for them.
 
-        A popular list has no share: the model's logits do not make it.
+        Popular lists have neither: the model's logits do not make them.
         """
+        if one.is_cold[0]:
+            return
         places = item_index[item_index >= 0]
-        share = self._ranker.content_share(one.states.vector[0].cpu().numpy(), places)
-        recent = np.unique(history)
+        added = one.added[[0]].toarray()[0] if one.added is not None else None
+        vector = one.states.vector[0].cpu().numpy()
+        share = self._ranker.content_share(vector, places, added)
+        told, effect = self._ranker.influence(known.histories, known.users, at, places)
         vectors = self._ranker.likeness
-        likeness = unit_rows(vectors[places]) @ unit_rows(vectors[recent]).T
-        for at, entry in enumerate(entries):
-            if not one.is_cold[0]:
-                entry["content_share"] = float(share[at])
-            order = np.lexsort((self._catalogue.tie_rank[recent], -likeness[at]))
+        likeness = unit_rows(vectors[told]) @ unit_rows(vectors[places]).T
+        for column, entry in enumerate(entries):
+            entry["content_share"] = float(share[column])
+            order = np.lexsort((self._catalogue.tie_rank[told], -effect[:, column]))
             entry["reasons"] = [
                 {
-                    "item_id": self._catalogue.source_id(recent[column]),
-                    "similarity": float(min(likeness[at, column], 1.0)),
+                    "item_id": self._catalogue.source_id(told[row]),
+                    "effect": float(effect[row, column]),
+                    "similarity": float(np.clip(likeness[row, column], -1.0, 1.0)),
                 }
-                for column in order[:_NUM_REASONS]
-                if likeness[at, column] > 0.0 and recent[column] != places[at]
+                for row in order[:_NUM_REASONS]
+                if effect[row, column] > 0.0 and told[row] != places[column]
             ]
 
     def _source_user_id(self, query: Query) -> str | int | None:

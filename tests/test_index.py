@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import sparse
 
 from mtrec.index import ExactIndex
 
@@ -15,11 +16,15 @@ def brute_force(
     k: int,
     exclude: list[list[int]],
     allowed: NDArray[np.bool_],
+    added: NDArray[np.float32],
 ) -> list[list[tuple[int, float]]]:
     lists = []
-    for user, gone in zip(users, exclude, strict=True):
+    for user, gone, more in zip(users, exclude, added, strict=True):
         scored = [
-            (-(float(user.astype(float) @ vector.astype(float)) + float(b)), position)
+            (
+                -(float(user.astype(float) @ vector.astype(float)) + float(b + more[position])),
+                position,
+            )
             for position, (vector, b) in enumerate(zip(vectors, bias, strict=True))
             if position >= 2 and position not in gone and allowed[position]
         ]
@@ -35,9 +40,17 @@ def brute_force(
     k=st.integers(1, 50),
     block_bytes=st.sampled_from([1, 400, 1 << 20]),
     is_filtered=st.booleans(),
+    has_added=st.booleans(),
 )
 def test_search_equals_brute_force_with_many_ties(
-    *, seed: int, num_items: int, num_users: int, k: int, block_bytes: int, is_filtered: bool
+    *,
+    seed: int,
+    num_items: int,
+    num_users: int,
+    k: int,
+    block_bytes: int,
+    is_filtered: bool,
+    has_added: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
     # Small integers: sums are exact in every arithmetic, and ties are everywhere.
@@ -46,8 +59,15 @@ def test_search_equals_brute_force_with_many_ties(
     users = rng.integers(-1, 2, (num_users, 3)).astype(np.float32)
     exclude = [rng.permutation(num_items)[: rng.integers(0, num_items)] for _ in range(num_users)]
     allowed = rng.random(num_items) < 0.5 if is_filtered else np.ones(num_items, bool)
+    added = (rng.integers(-1, 2, (num_users, num_items)) * has_added).astype(np.float32)
     index = ExactIndex(content, collaborative, bias, block_bytes=block_bytes)
-    found = index.search(users, k, exclude=exclude, allowed=allowed if is_filtered else None)
+    found = index.search(
+        users,
+        k,
+        exclude=exclude,
+        allowed=allowed if is_filtered else None,
+        added=sparse.csr_array(added) if has_added else None,
+    )
     expected = brute_force(
         users,
         content + collaborative,
@@ -55,6 +75,7 @@ def test_search_equals_brute_force_with_many_ties(
         k=k,
         exclude=[list(row) for row in exclude],
         allowed=allowed,
+        added=added,
     )
     for row, pairs in enumerate(expected):
         padding = k - len(pairs)
@@ -72,8 +93,10 @@ def test_search_equals_brute_force_on_real_numbers(num_items: int, num_users: in
     users = rng.normal(size=(num_users, 8)).astype(np.float32)
     index = ExactIndex(content, collaborative, bias, block_bytes=4 * num_items * 5)
     found = index.search(users, k)
-    everything = np.ones(num_items, bool)
-    expected = brute_force(users, content, bias, k=k, exclude=[[]] * num_users, allowed=everything)
+    everything, nothing = np.ones(num_items, bool), np.zeros((num_users, num_items), np.float32)
+    expected = brute_force(
+        users, content, bias, k=k, exclude=[[]] * num_users, allowed=everything, added=nothing
+    )
     assert found.item_index.tolist() == [[p for p, _ in row] for row in expected]
     np.testing.assert_allclose(found.logit, [[z for _, z in row] for row in expected], rtol=1e-12)
 

@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_bundle import NUM_ITEMS, Small, item_ids, make_small
 
 from mtrec.bundle import load_bundle
+from mtrec.data.histories import Histories
 from mtrec.errors import RequestError
 from mtrec.recommender import Limits, Recommender
 
@@ -276,14 +278,40 @@ def test_context_changes_ranking_tasks_but_not_retrieval(recommender: Recommende
     )
 
 
-def test_reasons_are_items_of_the_history(small: Small, recommender: Recommender) -> None:
-    (answer,) = recommender.recommend([{"user_id": "u5", "explain": True}])
-    known = {event["item_id"] for event in told(small, 5)}
-    for entry in answer["recommendations"]:
-        assert 0.0 <= entry["content_share"] <= 1.0
-        assert {reason["item_id"] for reason in entry["reasons"]} <= known
-        values = [reason["similarity"] for reason in entry["reasons"]]
-        assert values == sorted(values, reverse=True) and all(0.0 < x <= 1.0 for x in values)
+def log_share(recommender: Recommender, histories: Histories, user: int, item: int) -> float:
+    """Log softmax of an item over the catalogue, from the model itself."""
+    users = recommender.user_rows(histories.user_ids.tolist())
+    vector = recommender._ranker.crowd(histories, users).states.vector[user].double()
+    vectors = recommender._ranker._vectors
+    logits = (vectors.fused.double() @ vector + vectors.bias.double())[2:]
+    return float(torch.log_softmax(logits, 0)[item - 2])
+
+
+def test_reasons_are_what_the_recommendation_loses_without_them(
+    small: Small, recommender: Recommender
+) -> None:
+    ids = item_ids(False)
+    whole = small.histories
+    for user in (0, 3, 5):
+        history = told(small, user)
+        (answer,) = recommender.recommend(
+            [{"user_id": f"u{user}", "history": history, "explain": True}]
+        )
+        known = {event["item_id"] for event in history}
+        for entry in answer["recommendations"]:
+            item = 2 + ids.index(entry["item_id"])
+            assert 0.0 <= entry["content_share"] <= 1.0
+            before = log_share(recommender, whole, user, item)
+            effects = {}
+            for reason in known:
+                place = 2 + ids.index(reason)
+                left = whole.select((whole.event_user != user) | (whole.item_index != place))
+                effects[reason] = before - log_share(recommender, left, user, item)
+            expected = sorted((r for r in known if effects[r] > 0), key=lambda r: -effects[r])[:3]
+            assert [reason["item_id"] for reason in entry["reasons"]] == expected
+            for reason in entry["reasons"]:
+                assert reason["effect"] == pytest.approx(effects[reason["item_id"]], abs=1e-5)
+                assert -1.0 <= reason["similarity"] <= 1.0
 
 
 def test_popular_list_has_no_content_share(recommender: Recommender) -> None:

@@ -127,6 +127,17 @@ class FriendsRequest(UserRequest):
 
 
 @with_config(_ANSWER)
+class Reason(TypedDict):
+    """An item of the history that speaks for a recommendation."""
+
+    item_id: str | int
+    effect: float
+    """How much the recommendation's log-probability falls without it; above 0."""
+    similarity: float
+    """Cosine of the two items' content, in [-1, 1]."""
+
+
+@with_config(_ANSWER)
 class Recommendation(TypedDict):
     """One item of a ranked list."""
 
@@ -137,7 +148,8 @@ class Recommendation(TypedDict):
     """One number per task: a probability, or a value in the label's scale."""
     content_share: NotRequired[float]
     """Part of the ranking logit that comes from text and features, in [0, 1]."""
-    reasons: NotRequired[list[dict[str, object]]]
+    reasons: NotRequired[list[Reason]]
+    """The items of the history that speak most for this one, at most three."""
 
 
 @with_config(_ANSWER)

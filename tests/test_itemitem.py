@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from mtrec.baselines import Ease
+from mtrec.data.histories import Histories
+from mtrec.itemitem import ItemItem, fit_ease, interaction_matrix
+
+NUM_ITEMS = 14
+
+
+@pytest.fixture
+def histories() -> Histories:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(2, 7, 40)
+    # Item 13 is in no history; position 1 is an unknown item.
+    items = np.concatenate([rng.choice(np.arange(1, 13), n, replace=False) for n in counts])
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    nothing = np.zeros(len(items))
+    ids = np.array([f"u{n}" for n in range(40)], dtype=object)
+    return Histories(
+        ids, offsets, items.astype(np.int32), nothing, nothing.astype(np.int8), {}, {}, {}
+    )
+
+
+def test_unpruned_scores_are_those_of_ease(histories: Histories) -> None:
+    scores = fit_ease(histories, NUM_ITEMS, reg=3.0, top=NUM_ITEMS).scores(histories).toarray()
+    expected = Ease(histories, NUM_ITEMS, 3.0).score_users(histories)
+    met = np.arange(2, 13)
+    np.testing.assert_allclose(scores[:, met], expected[:, met], atol=1e-5)
+    assert not scores[:, [0, 1, 13]].any()
+
+
+def test_an_item_keeps_the_weights_that_are_largest_in_size(histories: Histories) -> None:
+    whole = fit_ease(histories, NUM_ITEMS, reg=3.0, top=NUM_ITEMS).weights.toarray()
+    pruned = fit_ease(histories, NUM_ITEMS, reg=3.0, top=4).weights.toarray()
+    for item in range(2, 13):
+        largest = np.argsort(-np.abs(whole[:, item]))[:4]
+        expected = np.zeros(NUM_ITEMS)
+        expected[largest] = whole[largest, item]
+        np.testing.assert_array_equal(pruned[:, item], expected)
+    assert (pruned < 0).any()
+
+
+def test_scaled_weights_scale_the_scores(histories: Histories) -> None:
+    term = fit_ease(histories, NUM_ITEMS, reg=3.0, top=5)
+    scores, scaled = (each.scores(histories).toarray() for each in (term, term.scaled(4.0)))
+    np.testing.assert_allclose(scaled, 4.0 * scores, rtol=1e-6)
+
+
+def test_arrays_bring_the_weights_back_and_wrong_ones_are_refused(histories: Histories) -> None:
+    term = fit_ease(histories, NUM_ITEMS, reg=3.0, top=5)
+    arrays = term.to_arrays()
+    again = ItemItem.from_arrays(arrays, NUM_ITEMS)
+    np.testing.assert_array_equal(again.weights.toarray(), term.weights.toarray())
+    with pytest.raises(ValueError, match="index"):
+        ItemItem.from_arrays(arrays, NUM_ITEMS + 1)
+
+
+def test_an_item_met_twice_counts_once(histories: Histories) -> None:
+    rows = histories.rows(np.array([0]))
+    twice = Histories(
+        rows.user_ids,
+        rows.offsets * 2,
+        np.repeat(rows.item_index, 2),
+        np.repeat(rows.timestamp, 2),
+        np.repeat(rows.split, 2),
+        {},
+        {},
+        {},
+    )
+    np.testing.assert_array_equal(
+        interaction_matrix(twice, NUM_ITEMS).toarray(),
+        interaction_matrix(rows, NUM_ITEMS).toarray(),
+    )
