@@ -510,6 +510,17 @@ Experts = Annotated[
 ]
 
 
+class ItemItemTerm(_Section):
+    top: int = Field(400, ge=1)
+    """Weights kept for an item, those that are largest in size."""
+    reg: list[Annotated[float, Field(gt=0.0)]] = Field([100.0, 300.0, 1000.0], min_length=1)
+    """Ridges that are tried on validation."""
+    scales: list[Annotated[float, Field(gt=0.0)]] = Field([2.0, 4.0, 8.0, 16.0, 32.0], min_length=1)
+    """Factors from its scores to logits that are tried on validation, besides leaving it out."""
+    max_items: int = Field(50_000, ge=1)
+    """Larger catalogues are fitted without it, aloud: its cost grows with their square."""
+
+
 class ModelConfig(_Section):
     embedding_dim: int = Field(64, ge=4, le=1024)
     """Width of user and item vectors."""
@@ -523,6 +534,8 @@ class ModelConfig(_Section):
     """How a user's events are read: in their order, or as a set."""
     experts: Experts = SharedBottom()
     """What the ranking tasks share: one stack of layers, MMoE or PLE."""
+    item_item: ItemItemTerm | None = None
+    """Add an item-item term (EASE) to the retrieval logits: for data whose order means nothing."""
     w_content: float = Field(0.2, ge=0.0)
     """Weight of the content-only retrieval loss."""
     w_collaborative: float = Field(0.2, ge=0.0)
@@ -583,6 +596,9 @@ class TrainConfig(_Section):
     whose logits do not fit into memory."""
     patience: int = Field(10, ge=1)
     """Stop after so many epochs without a better validation value."""
+    refit: Literal["no", "validation"] = "no"
+    """`validation`: once the best epoch is known, train anew for as many epochs on training and
+    validation events, and ship that; only test is evaluated then, as baselines are."""
     monitor: str | None = None
     """Validation value that picks the best epoch, `task/metric`; default: the first task's."""
     num_workers: int = Field(1, ge=1)
@@ -603,7 +619,9 @@ Baseline = Literal[
     "bigram",
     "itemknn",
     "ease",
+    "slim",
     "ials",
+    "bpr",
     "mean",
     "bias",
 ]

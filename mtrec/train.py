@@ -27,10 +27,11 @@ from mtrec.configfile import parse_config
 from mtrec.data.dataset import read_table
 from mtrec.data.features import FeatureTransform
 from mtrec.errors import ArtifactError
-from mtrec.model.fit import TrainState, start_state, train_epoch
+from mtrec.itemitem import ItemItem, fit_ease
+from mtrec.model.fit import TrainingData, TrainState, start_state, train_epoch
 from mtrec.model.loading import load_training_data, open_store, text_rows
 from mtrec.model.network import build_model
-from mtrec.model.validation import monitored, validate
+from mtrec.model.validation import choose_item_item, monitored, validate
 from mtrec.progress import follow
 from mtrec.rayrun import cluster_cpus, cluster_gpus, find_cause
 from mtrec.runlog import configure_logging, event
@@ -67,27 +68,15 @@ def train(
     """
     # Ray's default makes every epoch's report wait up to two seconds for the controller's poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    run_name = f"train-{key[:16]}"
-    _drop_torn_list(storage.join(checkpoints, run_name))
-    name, _ = monitored(config)
-    shown = ["loss", f"validation/{name}"]
-    with follow(logger, "train.epoch", total=config.train.epochs, shown=shown) as board:
-        trainer = _build_trainer(
-            config,
-            settings={
-                "config": config.model_dump(mode="json"),
-                "dataset": storage.absolute(dataset),
-                "embeddings": storage.absolute(embeddings),
-                "board": board,
-            },
-            storage_path=storage.absolute(checkpoints),
-            run_name=run_name,
-        )
-        try:
-            result = trainer.fit()
-        except Exception as error:
-            raise find_cause(error) from error
-    state = _best_state(result)
+    settings: dict[str, Any] = {
+        "config": config.model_dump(mode="json"),
+        "dataset": storage.absolute(dataset),
+        "embeddings": storage.absolute(embeddings),
+        "fitted_on": ["train"],
+        "epochs": config.train.epochs,
+    }
+    place = storage.absolute(checkpoints)
+    state = _fit(config, settings, storage_path=place, run_name=f"train-{key[:16]}")
     chosen = state["history"][state["epoch"] - 1]
     event(
         logger,
@@ -95,15 +84,42 @@ def train(
         epoch=state["epoch"],
         **{key: value for key, value in chosen.items() if key.startswith("validation/")},
     )
+    if config.train.refit == "validation":
+        settings |= {"fitted_on": ["train", "validation"], "epochs": state["epoch"]}
+        again = _fit(config, settings, storage_path=place, run_name=f"refit-{key[:16]}")
+        # The curves stay those of the fit that was validated.
+        state |= {"export": again["export"], "validated": state["export"]}
     return _export(
         config,
         state,
+        fitted_on=settings["fitted_on"],
         dataset=dataset,
         embeddings=embeddings,
         bundles=bundles,
         key=key,
         parents=parents,
     )
+
+
+def _fit(
+    config: Config, settings: dict[str, Any], *, storage_path: str, run_name: str
+) -> dict[str, Any]:
+    """Fit with Ray Train, or go on where a run of that name was; give the best epoch's state."""
+    _drop_torn_list(storage.join(storage_path, run_name))
+    name, _ = monitored(config)
+    shown = ["loss", f"validation/{name}"]
+    with follow(logger, "train.epoch", total=settings["epochs"], shown=shown) as board:
+        trainer = _build_trainer(
+            config,
+            settings={**settings, "board": board},
+            storage_path=storage_path,
+            run_name=run_name,
+        )
+        try:
+            result = trainer.fit()
+        except Exception as error:
+            raise find_cause(error) from error
+    return _best_state(result)
 
 
 def _drop_torn_list(folder: str) -> None:
@@ -165,7 +181,11 @@ def _worker(settings: dict[str, Any]) -> None:
     config = parse_config(settings["config"])
     device = get_device()
     data, held_out = load_training_data(
-        config, dataset=settings["dataset"], embeddings=settings["embeddings"], device=device
+        config,
+        dataset=settings["dataset"],
+        embeddings=settings["embeddings"],
+        fitted_on=settings["fitted_on"],
+        device=device,
     )
     state = start_state(config, data, device)
     transform = storage.hash_file(storage.join(settings["dataset"], "transform.json"))[0]
@@ -181,7 +201,7 @@ def _worker(settings: dict[str, Any]) -> None:
             state.objective, move_to_device=False, parallel_strategy_kwargs={}
         )
     name, up = monitored(config)
-    while not _finished(state, config):
+    while not _finished(state, settings["epochs"], config.train.patience):
         begin = time.monotonic()
         losses = train_epoch(state, config, data, rank=rank, num_workers=num_workers)
         exported = state.export_weights()
@@ -224,9 +244,9 @@ def _check_transform(saved: Mapping[str, Any], transform: str) -> None:
         )
 
 
-def _finished(state: TrainState, config: Config) -> bool:
-    stale = state.best_epoch > 0 and state.epoch - state.best_epoch >= config.train.patience
-    return state.epoch >= config.train.epochs or stale
+def _finished(state: TrainState, epochs: int, patience: int) -> bool:
+    stale = state.best_epoch > 0 and state.epoch - state.best_epoch >= patience
+    return state.epoch >= epochs or stale
 
 
 def _report(state: TrainState, beside: dict[str, Any], score: float, rank: int) -> None:
@@ -267,6 +287,7 @@ def _export(
     config: Config,
     state: dict[str, Any],
     *,
+    fitted_on: list[str],
     dataset: str,
     embeddings: str,
     bundles: str,
@@ -274,10 +295,13 @@ def _export(
     parents: Mapping[str, str],
 ) -> str:
     """Make a bundle of a saved state."""
-    data, _ = load_training_data(config, dataset=dataset, embeddings=embeddings)
+    data, _ = load_training_data(
+        config, dataset=dataset, embeddings=embeddings, fitted_on=fitted_on
+    )
     model = build_model(config.model, config.tasks, data.sizes)
     model.load_state_dict(state["export"])
     model.eval()
+    item_item = _item_item(config, state, data, dataset=dataset, embeddings=embeddings)
     with torch.no_grad():
         vectors = model.encode_items(data.items, data.trained)
     store = open_store(config, embeddings)
@@ -301,6 +325,7 @@ def _export(
             bias=vectors.bias.numpy(),
             text=data.items.text.numpy() if data.sizes.items.text_width else None,
         ),
+        item_item=item_item,
         user_text=(
             text_rows(store, users.column("text"), shift=0)
             if store is not None and data.sizes.users.text_width
@@ -320,7 +345,39 @@ def _export(
             "epoch": state["epoch"],
             "history": history,
         },
-        fitted_on=["train"],
+        fitted_on=fitted_on,
         key=key,
         parents=parents,
     )
+
+
+def _item_item(
+    config: Config,
+    state: dict[str, Any],
+    data: TrainingData,
+    *,
+    dataset: str,
+    embeddings: str,
+) -> ItemItem | None:
+    """Fit the item-item term on the events that the model was fitted on, scaled by validation."""
+    term = config.model.item_item
+    if term is None:
+        return None
+    size = data.sizes.num_items
+    if size - 2 > term.max_items:
+        logger.warning(
+            "model.item_item was left out: the catalogue has %d items, more than "
+            "model.item_item.max_items = %d",
+            size - 2,
+            term.max_items,
+        )
+        return None
+    known, held_out = load_training_data(config, dataset=dataset, embeddings=embeddings)
+    model = build_model(config.model, config.tasks, known.sizes)
+    model.load_state_dict(state.get("validated", state["export"]))
+    item_item, chosen = choose_item_item(model, config, known, held_out)
+    event(logger, "train.item_item", **chosen)
+    if item_item is None or known.train.num_events == data.train.num_events:
+        return item_item
+    refitted = fit_ease(data.train, size, reg=chosen["reg"], top=term.top)
+    return refitted.scaled(chosen["scale"])

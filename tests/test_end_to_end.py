@@ -16,6 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from mtrec import storage
+from mtrec.bundle import load_bundle
 from mtrec.chain import run
 from mtrec.config import Config
 from mtrec.configfile import parse_config
@@ -44,8 +45,40 @@ def _with_test_event(histories: Histories, item_index: np.ndarray) -> Histories:
     )
 
 
-def test_evaluation_batch_and_http_agree(planted_run: tuple[Config, Path]) -> None:
-    config, workdir = planted_run
+@pytest.fixture(scope="module")
+def set_run(
+    plant: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory, ray_local: None
+) -> tuple[Config, Path]:
+    """Run the chain with the set encoder, an item-item term and a refit."""
+    folder = tmp_path_factory.mktemp("set")
+    term = {"top": 8, "reg": [5.0], "scales": [1.0, 4.0]}
+    config = plant(
+        folder,
+        model={
+            "embedding_dim": 16,
+            "text_dim": 16,
+            "history": {"kind": "set", "length": 30},
+            "item_item": term,
+        },
+        train={"epochs": 3, "refit": "validation"},
+    )
+    run(config)
+    return config, folder / "run"
+
+
+def test_a_refitted_model_is_judged_on_test_alone(set_run: tuple[Config, Path]) -> None:
+    _, workdir = set_run
+    bundle = load_bundle(str(workdir / "bundles"))
+    assert bundle.fitted_on == ["train", "validation"]
+    assert bundle.item_item is not None
+    report = json.loads((workdir / "report" / "report.json").read_text())
+    assert report["bundle"]["fitted_on"] == ["train", "validation"]
+    assert 0 < report["model"]["retrieval"]["ndcg@10"] < 1
+
+
+@pytest.mark.parametrize("which", ["planted_run", "set_run"])
+def test_evaluation_batch_and_http_agree(which: str, request: pytest.FixtureRequest) -> None:
+    config, workdir = request.getfixturevalue(which)
     bundles, k = str(workdir / "bundles"), config.score.k
     tasks = [task.name for task in config.tasks if task.kind != "retrieval"]
     # batch: every user's list, as the score stage wrote it

@@ -16,6 +16,8 @@ from mtrec import storage
 from mtrec.bundle import load_bundle
 from mtrec.config import Config
 from mtrec.errors import ArtifactError, DataError
+from mtrec.model.fit import start_state, train_epoch
+from mtrec.model.loading import load_training_data
 from mtrec.train import _best_state, _check_transform, _report, train
 
 pytestmark = pytest.mark.ray
@@ -58,6 +60,30 @@ def test_two_ray_workers_give_the_losses_of_one(planted_run, tmp_path: Path) -> 
         for name in one:
             if name.startswith("loss"):
                 assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+def test_a_refit_sees_validation_for_as_many_epochs_as_were_best(
+    planted_run, tmp_path: Path
+) -> None:
+    config, workdir = planted_run
+    _train(_with(config, epochs=4, refit="validation"), tmp_path)
+    bundle = load_bundle(str(tmp_path / "bundles"))
+    assert bundle.fitted_on == ["train", "validation"]
+    assert len(bundle.metrics["history"]) == 4
+    data, held_out = load_training_data(
+        config,
+        dataset=str(workdir / "dataset"),
+        embeddings=str(workdir / "embeddings"),
+        fitted_on=["train", "validation"],
+    )
+    assert held_out.num_events == 0
+    assert set(data.train.split) == {0, 1}
+    state = start_state(config, data, torch.device("cpu"))
+    for _ in range(bundle.metrics["epoch"]):
+        train_epoch(state, config, data)
+    expected = state.export_weights()["items.collaborative.weight"][2:]
+    found = bundle.model.state_dict()["items.collaborative.weight"][2:]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_two_workers_that_were_killed_go_on_as_one(planted_run, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Loaded once by every train worker, and once more when the best weights become a 
 code that puts items and users in the order of the vocabulary and of the histories.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,16 @@ from mtrec.text.store import EmbeddingStore, store_path
 
 
 def load_training_data(
-    config: Config, *, dataset: str, embeddings: str, device: torch.device | str = "cpu"
+    config: Config,
+    *,
+    dataset: str,
+    embeddings: str,
+    fitted_on: Sequence[str] = ("train",),
+    device: torch.device | str = "cpu",
 ) -> tuple[TrainingData, Histories]:
     """Load what fitting reads, and the validation events: (data, held out).
+
+    With `validation` in `fitted_on` there are none to hold out.
 
     Raises:
         ArtifactError: a part is missing or does not fit the others.
@@ -37,8 +45,9 @@ def load_training_data(
     items = read_table(storage.join(dataset, "items.parquet"))
     users = read_table(storage.join(dataset, "users.parquet"))
     histories = read_histories(dataset)
-    train = histories.select(histories.split == SPLITS.index("train"))
-    held_out = histories.select(histories.split == SPLITS.index("validation"))
+    is_fitted = np.isin(histories.split, [SPLITS.index(split) for split in fitted_on])
+    train = histories.select(is_fitted)
+    held_out = histories.select(~is_fitted & (histories.split == SPLITS.index("validation")))
     store = open_store(config, embeddings)
     num_items = items.num_rows + 2
     item_text = text_rows(store, items.column("text"), shift=2)
@@ -68,7 +77,7 @@ def load_training_data(
     cut = np.where(behaviour > 0, cut, 0)[order]
     data = TrainingData(
         train=train,
-        cut=_training_cut(histories, cut),
+        cut=_training_cut(histories, cut, is_fitted),
         items=item_inputs.to(device),
         trained=torch.from_numpy((counts > 0).astype(np.float32)).to(device),
         users=UserInputs(
@@ -107,12 +116,14 @@ def _user_order(users: pa.Table, histories: Histories) -> NDArray[np.int64]:
     return np.asarray(found.to_numpy(zero_copy_only=False)).astype(np.int64)
 
 
-def _training_cut(histories: Histories, cut: NDArray[Any]) -> NDArray[Any]:
+def _training_cut(
+    histories: Histories, cut: NDArray[Any], is_fitted: NDArray[np.bool_]
+) -> NDArray[Any]:
     """Turn cuts in whole histories into cuts in training events: those told are the first ones."""
     position = np.arange(histories.num_events) - np.repeat(
         histories.offsets[:-1], np.diff(histories.offsets)
     )
-    told = (histories.split == 0) & (position < np.repeat(cut, np.diff(histories.offsets)))
+    told = is_fitted & (position < np.repeat(cut, np.diff(histories.offsets)))
     return np.bincount(histories.event_user[told], minlength=len(histories)).astype(np.int64)
 
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from mtrec import metrics
 from mtrec.config import Config
 from mtrec.data.histories import Histories, history_batch, last_windows
+from mtrec.itemitem import ItemItem, fit_ease
 from mtrec.model.fit import TrainingData
-from mtrec.model.network import Context, MultiTaskModel
+from mtrec.model.network import Context, MultiTaskModel, UserStates
 from mtrec.model.towers import ItemVectors
 
 # Users whose logits over the catalogue are in memory at a time.
@@ -69,6 +70,84 @@ def validate(
     return _figures(config, joined)
 
 
+@torch.no_grad()
+def choose_item_item(
+    model: MultiTaskModel, config: Config, data: TrainingData, held_out: Histories
+) -> tuple[ItemItem | None, dict[str, float]]:
+    """Choose by NDCG on validation what an item-item term adds to the model's logits.
+
+    Args:
+        model: with the weights that ship.
+        config: `model.item_item` holds what is tried.
+        data: gives the histories (training events) and the inputs.
+        held_out: the same users with the events to predict.
+
+    Returns:
+        The term, scaled to logits, None where leaving it out is best; and what was chosen:
+        `reg`, `scale`, `ndcg` with it and `ndcg_without`.
+    """
+    term = config.model.item_item
+    assert term is not None, "a configuration with an item-item term"
+    model.eval()
+    vectors = model.encode_items(data.items, data.trained)
+    users = np.flatnonzero(np.diff(held_out.offsets) > 0)
+    fitted = {
+        reg: fit_ease(data.train, data.sizes.num_items, reg=reg, top=term.top) for reg in term.reg
+    }
+    options = [(term.reg[0], 0.0), *((reg, scale) for reg in term.reg for scale in term.scales)]
+    values: list[list[NDArray[np.float64]]] = [[] for _ in options]
+    for begin in range(0, len(users), _BLOCK):
+        block = users[begin : begin + _BLOCK]
+        history, wanted = data.train.rows(block), held_out.rows(block)
+        _, logits = _open_logits(model, config, data, history, block, vectors)
+        added = {reg: part.scores(history).toarray() for reg, part in fitted.items()}
+        for option, (reg, scale) in enumerate(options):
+            total = logits + scale * torch.from_numpy(added[reg]).to(logits.device)
+            hits, count = _hits(config, data, total, wanted)
+            values[option].append(metrics.ndcg(hits, count))
+    means = [float(np.nanmean(np.concatenate(parts))) if parts else 0.0 for parts in values]
+    best = max(range(len(options)), key=means.__getitem__)
+    reg, scale = options[best]
+    chosen = {"reg": reg, "scale": scale, "ndcg": means[best], "ndcg_without": means[0]}
+    return (fitted[reg].scaled(scale) if scale else None), chosen
+
+
+def _open_logits(
+    model: MultiTaskModel,
+    config: Config,
+    data: TrainingData,
+    history: Histories,
+    users: NDArray[np.int64],
+    vectors: ItemVectors,
+) -> tuple[UserStates, torch.Tensor]:
+    """Give users' states and logits (B, N), -inf for the items of their histories."""
+    device = data.trained.device
+    starts, stops = last_windows(history, config.model.history.length)
+    arrays = history_batch(history, starts, stops, scaling=data.scaling)
+    batch = {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
+    states = model.encode_users(batch, data.users.rows(torch.from_numpy(users).to(device)), vectors)
+    logits = states.vector @ vectors.fused.T + vectors.bias
+    logits[:, :2] = -torch.inf
+    seen = torch.from_numpy(history.item_index.astype(np.int64)).to(device)
+    logits[torch.from_numpy(history.event_user).to(device), seen] = -torch.inf
+    return states, logits
+
+
+def _hits(
+    config: Config, data: TrainingData, logits: torch.Tensor, wanted: Histories
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Give for each user which of the k best items are wanted, and how many there are."""
+    top = logits.topk(min(config.evaluate.k, logits.shape[1]))
+    ranked = torch.where(torch.isfinite(top.values), top.indices, 0).cpu().numpy()
+    relevance = metrics.Relevance.from_pairs(
+        wanted.event_user,
+        wanted.item_index,
+        num_users=len(wanted),
+        num_items=data.sizes.num_items,
+    )
+    return relevance.hits(ranked.astype(np.int32)), relevance.count
+
+
 def _validate_block(
     model: MultiTaskModel,
     config: Config,
@@ -80,28 +159,12 @@ def _validate_block(
     """Give per-user ranking values and per-event predictions of some users."""
     device = data.trained.device
     history, wanted = data.train.rows(users), held_out.rows(users)
-    starts, stops = last_windows(history, config.model.history.length)
-    arrays = history_batch(history, starts, stops, scaling=data.scaling)
-    batch = {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
-    states = model.encode_users(batch, data.users.rows(torch.from_numpy(users).to(device)), vectors)
-    logits = states.vector @ vectors.fused.T + vectors.bias
-    logits[:, :2] = -torch.inf
-    seen = torch.from_numpy(history.item_index.astype(np.int64)).to(device)
-    logits[torch.from_numpy(history.event_user).to(device), seen] = -torch.inf
-    k = min(config.evaluate.k, logits.shape[1])
-    top = logits.topk(k)
-    ranked = torch.where(torch.isfinite(top.values), top.indices, 0).cpu().numpy()
-    relevance = metrics.Relevance.from_pairs(
-        wanted.event_user,
-        wanted.item_index,
-        num_users=len(users),
-        num_items=data.sizes.num_items,
-    )
-    hits = relevance.hits(ranked.astype(np.int32))
+    states, logits = _open_logits(model, config, data, history, users, vectors)
+    hits, count = _hits(config, data, logits, wanted)
     retrieval = next(task.name for task in config.tasks if task.kind == "retrieval")
     values: dict[str, NDArray[Any]] = {
-        f"{retrieval}/ndcg@{config.evaluate.k}": metrics.ndcg(hits, relevance.count),
-        f"{retrieval}/hr@{config.evaluate.k}": metrics.hit_rate(hits, relevance.count),
+        f"{retrieval}/ndcg@{config.evaluate.k}": metrics.ndcg(hits, count),
+        f"{retrieval}/hr@{config.evaluate.k}": metrics.hit_rate(hits, count),
     }
     row = torch.from_numpy(wanted.event_user).to(device)
     item = torch.from_numpy(wanted.item_index.astype(np.int64)).to(device)
