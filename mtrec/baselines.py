@@ -15,17 +15,19 @@ from typing import Protocol
 
 import numpy as np
 from implicit.cpu.als import AlternatingLeastSquares
+from implicit.cpu.bpr import BayesianPersonalizedRanking
 from numpy.typing import NDArray
-from scipy import linalg, sparse
+from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from mtrec import metrics
 from mtrec.data.histories import SPLITS, Histories
+from mtrec.itemitem import interaction_matrix, inverse_of
 
 Settings = Mapping[str, float]
 Scores = NDArray[np.float32]
 
-DENSE_BASELINES = frozenset({"ease"})
+DENSE_BASELINES = frozenset({"ease", "slim"})
 """Baselines whose cost grows with the square of the catalogue or worse."""
 RANKING_BASELINES = (
     "random",
@@ -34,7 +36,9 @@ RANKING_BASELINES = (
     "bigram",
     "itemknn",
     "ease",
+    "slim",
     "ials",
+    "bpr",
 )
 POINTWISE_BASELINES = ("mean", "bias")
 
@@ -46,11 +50,17 @@ GRIDS: dict[str, list[dict[str, float]]] = {
         for shrink in (0, 20)
     ],
     "ease": [{"reg": reg} for reg in (50, 100, 200, 500, 1000)],
+    "slim": [{"l1": l1, "l2": l2} for l1 in (1, 3, 10) for l2 in (100, 300, 1000)],
     # A higher alpha wants a higher reg, so the grid follows that line.
     "ials": [
         {"factors": factors, "alpha": alpha, "reg": reg}
         for factors in (32, 128)
         for alpha, reg in ((2, 10), (5, 30), (10, 60), (20, 60))
+    ],
+    "bpr": [
+        {"factors": 64, "learning_rate": rate, "reg": reg}
+        for rate in (0.02, 0.05, 0.1)
+        for reg in (0.003, 0.01, 0.03)
     ],
     "bias": [
         {"reg_user": reg_user, "reg_item": reg_item}
@@ -124,6 +134,17 @@ def fit_ranking(
                 num_items,
                 factors=int(settings["factors"]),
                 alpha=settings["alpha"],
+                reg=settings["reg"],
+                seed=seed,
+            )
+        case "slim":
+            fitted = Slim(histories, num_items, l1=settings["l1"], l2=settings["l2"])
+        case "bpr":
+            fitted = Bpr(
+                histories,
+                num_items,
+                factors=int(settings["factors"]),
+                learning_rate=settings["learning_rate"],
                 reg=settings["reg"],
                 seed=seed,
             )
@@ -278,17 +299,6 @@ def top_k(scores: Scores, k: int) -> NDArray[np.int32]:
     return np.pad(best, ((0, 0), (0, k - k_there))).astype(np.int32)
 
 
-def interaction_matrix(histories: Histories, num_items: int) -> sparse.csr_array:
-    """Give who touched what: (U, N) float32, 1 where a user has a known item in its history."""
-    known = histories.item_index >= 2
-    user, item = histories.event_user[known], histories.item_index[known]
-    shape = (len(histories), num_items)
-    matrix = sparse.csr_array((np.ones(len(user), np.float32), (user, item)), shape=shape)
-    matrix.sum_duplicates()
-    matrix.data[:] = 1.0
-    return matrix
-
-
 def item_counts(histories: Histories, num_items: int) -> NDArray[np.int64]:
     """Count the events of each item: (N,); rows 0 and 1 are 0."""
     counts = np.bincount(histories.item_index, minlength=num_items).astype(np.int64)
@@ -404,12 +414,12 @@ class Ease:
         self._reg = reg
         self._inner: NDArray[np.float64] | None = None
         if matrix.shape[0] < num_items:
-            self._inner = _inverse((matrix @ matrix.T).toarray(), reg)
+            self._inner = inverse_of((matrix @ matrix.T).toarray(), reg)
             weighted = matrix.T @ self._inner
             through = np.asarray(matrix.T.multiply(weighted).sum(1), np.float64)
             self._diagonal = (1.0 - through) / reg
         else:
-            inverse = _inverse((matrix.T @ matrix).toarray(), reg)
+            inverse = inverse_of((matrix.T @ matrix).toarray(), reg)
             self._diagonal = np.diag(inverse).copy()
             self._weights = (-inverse / self._diagonal).astype(np.float32)
             np.fill_diagonal(self._weights, 0.0)
@@ -423,6 +433,76 @@ class Ease:
         through = ((rows @ self._matrix.T) @ self._inner) @ self._matrix
         projected = (dense - through) / self._reg
         return np.asarray(dense - projected / self._diagonal, np.float32)
+
+
+class Slim:
+    """SLIM by ADMM: sparse item-item weights that are not negative, and a zero diagonal.
+
+    Minimises |X - XB|^2 / 2 + l2 |B|^2 / 2 + l1 |B|_1 (Ning and Karypis 2011) by the alternating
+    direction method of multipliers (Steck et al. 2020, "ADMM SLIM", algorithm 1), scores X B. Its
+    rho is the mean of X'X's diagonal: with that, 30 rounds came within .002 of coordinate descent
+    in every weight; ten times more or less left .02 and more.
+    """
+
+    _ITERATIONS = 30
+
+    def __init__(self, histories: Histories, num_items: int, *, l1: float, l2: float) -> None:
+        self._num_items = num_items
+        matrix = interaction_matrix(histories, num_items)
+        gram = (matrix.T @ matrix).toarray().astype(np.float64)
+        step = max(1.0, float(np.diag(gram).sum()) / max(1, int(np.count_nonzero(np.diag(gram)))))
+        inverse = inverse_of(gram, l2 + step)
+        start = inverse @ gram
+        diagonal = np.diag(inverse)
+        weights, dual = np.zeros_like(gram), np.zeros_like(gram)
+        for _ in range(self._ITERATIONS):
+            free = start + inverse @ (step * weights - dual)
+            free -= inverse * (np.diag(free) / diagonal)
+            weights = np.maximum(free + (dual - l1) / step, 0.0)
+            dual += step * (free - weights)
+        np.fill_diagonal(weights, 0.0)
+        self._weights = sparse.csr_array(weights.astype(np.float32))
+
+    def score_users(self, histories: Histories) -> Scores:
+        """Give (B, N) sums of the weights of the history's items."""
+        rows = interaction_matrix(histories, self._num_items)
+        return np.asarray((rows @ self._weights).toarray())
+
+
+class Bpr:
+    """Matrix factorisation that ranks met items above others (Rendle et al. 2009); by `implicit`.
+
+    Unlike the others it has a row for each user and knows only those it was fitted on.
+    """
+
+    def __init__(
+        self,
+        histories: Histories,
+        num_items: int,
+        *,
+        factors: int,
+        learning_rate: float,
+        reg: float,
+        seed: int,
+        iterations: int = 100,
+    ) -> None:
+        self._rows = {user: row for row, user in enumerate(histories.user_ids)}
+        self._model = BayesianPersonalizedRanking(
+            factors=factors,
+            learning_rate=learning_rate,
+            regularization=reg,
+            iterations=iterations,
+            # More threads race for the factors, and the seed would decide nothing.
+            num_threads=1,
+            random_state=seed,
+        )
+        matrix = sparse.csr_matrix(interaction_matrix(histories, num_items))
+        self._model.fit(matrix, show_progress=False)
+
+    def score_users(self, histories: Histories) -> Scores:
+        """Give (B, N) inner products of users' and items' factors."""
+        users = self._model.user_factors[[self._rows[user] for user in histories.user_ids]]
+        return np.asarray(users @ self._model.item_factors.T, np.float32)
 
 
 class Ials:
@@ -564,16 +644,6 @@ def _largest_per_row(
     ordered = row[order]
     starts = np.searchsorted(ordered, ordered, side="left")
     return order[np.arange(len(order)) - starts < keep]
-
-
-def _inverse(gram: NDArray[np.float32], reg: float) -> NDArray[np.float64]:
-    """Invert a Gram matrix plus reg on the diagonal, by Cholesky."""
-    full = gram.astype(np.float64)
-    full[np.diag_indices_from(full)] += reg
-    lower = linalg.cholesky(full, lower=True, overwrite_a=True, check_finite=False)
-    inverse, info = linalg.lapack.dpotri(lower, lower=1, overwrite_c=1)
-    assert info == 0, "the matrix is positive definite by construction"
-    return np.asarray(np.tril(inverse) + np.tril(inverse, -1).T)
 
 
 def order_of(names: Sequence[str]) -> list[str]:

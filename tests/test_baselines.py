@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import ElasticNet
 
 from mtrec import baselines, metrics
 from mtrec.baselines import fit_pointwise, fit_ranking, rank, top_k
@@ -177,6 +178,27 @@ def test_ease_agrees_with_ridge_regressions_that_leave_the_item_out(users: int) 
     np.testing.assert_allclose(model.score_users(histories), expected, atol=2e-6)
 
 
+def test_slim_agrees_with_elastic_nets_that_leave_the_item_out() -> None:
+    histories, num_items, l1, l2 = _random_histories(60, 20), 22, 1.0, 5.0
+    model = fit_ranking("slim", histories, num_items, seed=0, settings={"l1": l1, "l2": l2})
+    x = _dense(histories, num_items).astype(np.float64)
+    expected = np.zeros((60, num_items))
+    for j in range(2, num_items):
+        others = x.copy()
+        others[:, j] = 0.0
+        # its objective is ours over the number of rows
+        net = ElasticNet(
+            alpha=(l1 + l2) / 60,
+            l1_ratio=l1 / (l1 + l2),
+            fit_intercept=False,
+            positive=True,
+            tol=1e-10,
+            max_iter=50_000,
+        ).fit(others, x[:, j])
+        expected[:, j] = others @ net.coef_
+    np.testing.assert_allclose(model.score_users(histories), expected, atol=2e-3)
+
+
 def test_ials_users_solve_the_normal_equations_of_their_history() -> None:
     histories = _random_histories(50, 20)
     settings = {"factors": 6, "alpha": 8.0, "reg": 2.0}
@@ -216,7 +238,7 @@ def test_ials_reaches_the_loss_of_a_dense_alternating_oracle() -> None:
     assert loss(solve(item, c, p), item) == pytest.approx(loss(x, y), rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["itemknn", "ease", "ials", "bigram"])
+@pytest.mark.parametrize("name", ["itemknn", "ease", "slim", "ials", "bpr", "bigram"])
 def test_a_planted_taste_is_found_and_popularity_misses_it(name: str) -> None:
     # Two groups of 30 users and 12 items each; a user's items are of its own group.
     rng = np.random.default_rng(0)
@@ -249,7 +271,7 @@ def test_every_ranking_baseline_is_repeatable_and_scores_users_one_by_one(name: 
     np.testing.assert_allclose(alone, scores, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bigram", "itemknn", "ease", "ials"])
+@pytest.mark.parametrize("name", ["bigram", "itemknn", "ease", "slim", "ials", "bpr"])
 def test_a_user_without_history_gets_popular_items(name: str) -> None:
     histories = _histories([[2, 3, 4], [3, 4, 5], [4, 5, 2], [4], [], [1]])
     model = fit_ranking(name, histories, 6, seed=0, settings=baselines.GRIDS.get(name, [{}])[0])
