@@ -62,8 +62,8 @@ def test_users_stand_in_the_order_of_their_histories(loaded: Loaded) -> None:
     assert (told > 0) == (config.text.behaviour is not None)
 
 
-def test_a_cut_counts_training_events_only() -> None:
-    # user 0: train, test, train, train, cut after 3 events: 2 of them are training events
+def test_a_cut_counts_fitted_events_only() -> None:
+    # user 0: train, test, train, train, cut after 3 events: 2 of them are fitted
     histories = Histories(
         np.array(["a", "b"], dtype=object),
         np.array([0, 4, 6]),
@@ -71,4 +71,5 @@ def test_a_cut_counts_training_events_only() -> None:
         np.arange(6, dtype=np.float64),
         np.array([0, 2, 0, 0, 0, 1], np.int8),
     )
-    assert _training_cut(histories, np.array([3, 0])).tolist() == [2, 0]
+    is_fitted = histories.split == 0
+    assert _training_cut(histories, np.array([3, 0]), is_fitted).tolist() == [2, 0]
