@@ -65,6 +65,7 @@ def examine(address: str | None, config: Config | None = None) -> Iterator[Check
     yield _disk(workdir)
     if config is not None:
         yield _writable(workdir)
+        yield _input_files(config)
     yield _port(serve.port)
     yield _dashboard()
     yield _ray_authentication(os.environ, Path.home())
@@ -93,7 +94,24 @@ def _encoder(text: TextConfig) -> Check:
     except MtrecError as error:
         lines = str(error).splitlines()
         return Check("text encoder", False, lines[0], lines[-1])
-    return Check("text encoder", True, f"{encoder.name}, {encoder.dim} wide, weights verified")
+    weights = "no language model" if text.encoder == "hashing" else "weights verified"
+    return Check("text encoder", True, f"{encoder.name}, {encoder.dim} wide, {weights}")
+
+
+def _input_files(config: Config) -> Check:
+    """Look whether the tables are there and have their columns; no rows are read."""
+    from mtrec.data.readers import plan
+    from mtrec.data.sources import resolve_root
+
+    data = config.data
+    tables = [table for table in (data.interactions, data.items, data.users) if table is not None]
+    try:
+        root = resolve_root(data)
+        files = {piece.path for table in tables for piece in plan(table, root)}
+    except MtrecError as error:
+        lines = str(error).splitlines()
+        return Check("input files", False, lines[0], lines[-1])
+    return Check("input files", True, f"{len(files)} files with the columns that are asked for")
 
 
 def _memory() -> Check:

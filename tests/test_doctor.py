@@ -10,6 +10,8 @@ import pytest
 import mtrec
 from mtrec import doctor
 from mtrec.config import Config, RayConfig, TextConfig
+from mtrec.configfile import parse_config
+from mtrec.data.sources import planted
 
 
 def test_a_taken_port_is_a_problem_with_a_remedy() -> None:
@@ -228,3 +230,16 @@ def test_the_default_encoders_weights_are_verified() -> None:
     check = doctor._encoder(TextConfig())
     assert check.ok
     assert check.found == "all-minilm-l6-v2, 384 wide, weights verified"
+
+
+def test_input_files_are_looked_at_before_a_run(tmp_path: Path) -> None:
+    tree = planted(tmp_path)
+    assert doctor._input_files(parse_config(tree)) == doctor.Check(
+        "input files", True, "3 files with the columns that are asked for"
+    )
+    tree["data"]["interactions"]["item_id"] = "article"
+    found = doctor._input_files(parse_config(tree))
+    assert not found.ok
+    assert '"article"' in found.found
+    tree["data"]["interactions"]["path"] = "gone.csv"
+    assert "gone.csv" in doctor._input_files(parse_config(tree)).found
