@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray.data import DataContext, ExecutionResources
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mtrec import storage
@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 _PROBE_S = 5.0
 # A node's first task starts a worker process there.
 _NODE_PROBE_S = 60.0
+# After so long a task that was handed out runs, or has ended.
+_SETTLE_S = 2.0
 
 Node = Mapping[str, Any]
 """What `ray.nodes()` says of one node."""
@@ -172,7 +174,9 @@ def call_on_nodes(
             raise find_cause(error) from error
         except RayError as error:
             logger.warning("node %s did not answer: %s", node_name(node), type(error).__name__)
-            ray.cancel(call, force=True)
+            # Only what still runs: to cancel a task that has failed can end this process.
+            if isinstance(error, GetTimeoutError):
+                ray.cancel(call, force=True)
     return results
 
 
@@ -214,8 +218,12 @@ def call_in_tasks(
     except RayTaskError as error:
         raise find_cause(error) from error
     finally:
-        for reference in running:
-            ray.cancel(reference, recursive=True)
+        if running:
+            # Ray ends this process if a task is cancelled while it is handed out or comes back
+            # (2.60, task_manager.cc "Check failed"): those that just began are left to begin.
+            _, unfinished = ray.wait(running, num_returns=len(running), timeout=_SETTLE_S)
+            for reference in unfinished:
+                ray.cancel(reference, recursive=True)
 
 
 def find_cause(error: BaseException) -> BaseException:
