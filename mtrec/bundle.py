@@ -34,7 +34,7 @@ from mtrec.itemitem import ItemItem
 from mtrec.localcopy import local_files
 from mtrec.model.network import ModelSizes, MultiTaskModel, build_model
 from mtrec.text.spec import EncoderSpec
-from mtrec.userstore import UserStore, build_user_store
+from mtrec.userstore import SocialRows, UserStore, build_user_store
 
 KIND = "bundle"
 CURRENT = "CURRENT"
@@ -134,6 +134,7 @@ def save_bundle(
     vectors: ItemArrays,
     item_item: ItemItem | None = None,
     user_text: NDArray[np.floating] | None = None,
+    social: SocialRows | None = None,
     encoder: EncoderInfo | None = None,
     metrics: Mapping[str, Any] | None = None,
     fitted_on: Sequence[str] = ("train",),
@@ -153,6 +154,7 @@ def save_bundle(
         item_item: the sparse part of retrieval.
         user_text: (U, W), one row for each row of the dataset's users, zeros where a user has no
             text; None: users have no text.
+        social: links between the dataset's users and their social vectors, for a social task.
         encoder: of the text vectors.
         metrics: JSON-like, goes to `metrics.json`.
         fitted_on: the splits whose events the weights have seen.
@@ -197,6 +199,7 @@ def save_bundle(
                 transform,
                 max_events=config.model.history.length,
                 text=user_text,
+                social=social,
             )
             description = {
                 "config": config.model_dump(mode="json"),

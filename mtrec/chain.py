@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtrec import storage
-from mtrec.config import Config, KFoldSplit
+from mtrec.config import Config, KFoldSplit, label_tasks, social_task
 from mtrec.configfile import dump_config
 from mtrec.errors import ArtifactError, ConfigError, MtrecError
 from mtrec.runlock import hold_workdir
@@ -57,6 +57,11 @@ class Paths:
     def report(self) -> str:
         """The evaluation."""
         return storage.join(self.workdir, "report")
+
+    @property
+    def friends(self) -> str:
+        """Everybody's list of friends, where there is a social task."""
+        return storage.join(self.workdir, "friends")
 
     @property
     def predictions(self) -> str:
@@ -234,7 +239,7 @@ class _Chain:
         from mtrec.data.pipeline import input_fingerprint, prepare
 
         config = self.config
-        labels = [(task.name, task.label) for task in config.tasks if task.kind != "retrieval"]
+        labels = [(task.name, task.label) for task in label_tasks(config.tasks)]
         text = config.text
         key = storage.hash_values(
             "prepare",
@@ -358,6 +363,29 @@ class _Chain:
                 dataset=self.paths.dataset,
                 bundle=find_bundle(self.paths.bundles),
                 path=self.paths.predictions,
+                key=key,
+                parents=parents,
+            ),
+        )
+        if social_task(self.config.tasks) is not None:
+            self._friends()
+
+    def _friends(self) -> None:
+        from mtrec.bundle import find_bundle
+        from mtrec.score_friends import score_friends
+
+        parents = {"bundle": self.ids["bundle"]}
+        key = storage.hash_values("friends", self.config.score.k, parents)
+        self._stage(
+            "friends",
+            True,
+            kind="friends",
+            path=self.paths.friends,
+            key=key,
+            work=lambda: score_friends(
+                self.config,
+                bundle=find_bundle(self.paths.bundles),
+                path=self.paths.friends,
                 key=key,
                 parents=parents,
             ),

@@ -6,7 +6,7 @@ reads and writes it.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -207,6 +207,25 @@ class UsersTable(_Table):
         return self
 
 
+class SocialTable(_Table):
+    user_id: str = "user_id"
+    """Column with one end of a link between two users."""
+    friend_id: str = "friend_id"
+    """Column with the other end; a link has no direction."""
+    validation: Fraction = 0.1
+    """Share of links held out for validation, drawn by a hash of the seed and both ids."""
+    test: Fraction = 0.1
+    """Share of links held out for test."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "SocialTable":
+        if self.columns:
+            raise ValueError("columns: a link has two ends and nothing else; leave columns out")
+        if self.validation + self.test >= 1.0:
+            raise ValueError("validation + test must leave a share for training (below 1)")
+        return self
+
+
 class QualityConfig(_Section):
     duplicate_key: Literal["user_item_time", "user_item"] = "user_item_time"
     """Which interactions are the same event; the others of such a group are duplicates."""
@@ -330,6 +349,8 @@ class DataConfig(_Section):
     """What is known of items; without it the catalogue is what training interactions name."""
     users: UsersTable | None = None
     """What is known of users."""
+    social: SocialTable | None = None
+    """Who is whose friend, for a task of kind social."""
     quality: QualityConfig = QualityConfig()
     split: Split = LeaveLastOutSplit(method="leave_last_out")
 
@@ -426,7 +447,26 @@ class BinaryTask(_Task):
         return self
 
 
-Task = Annotated[RetrievalTask | RegressionTask | BinaryTask, Field(discriminator="kind")]
+class SocialTask(_Task):
+    kind: Literal["social"]
+    """Which users a user is linked to, from `data.social`; lists of friends."""
+
+
+Task = Annotated[
+    RetrievalTask | RegressionTask | BinaryTask | SocialTask, Field(discriminator="kind")
+]
+LabelTask = RegressionTask | BinaryTask
+"""A task that predicts a label of a user and an item: the ranking network has a head for it."""
+
+
+def label_tasks(tasks: Sequence[Task]) -> list[LabelTask]:
+    """List the tasks that predict labels, in their order."""
+    return [task for task in tasks if isinstance(task, RegressionTask | BinaryTask)]
+
+
+def social_task(tasks: Sequence[Task]) -> SocialTask | None:
+    """Give the task that recommends friends; None: there is none."""
+    return next((task for task in tasks if isinstance(task, SocialTask)), None)
 
 
 # ---- model and training -------------------------------------------------------------------------
@@ -624,6 +664,8 @@ Baseline = Literal[
     "bpr",
     "mean",
     "bias",
+    "common_neighbours",
+    "adamic_adar",
 ]
 
 
@@ -638,6 +680,8 @@ class EvaluateConfig(_Section):
         "ials",
         "mean",
         "bias",
+        "common_neighbours",
+        "adamic_adar",
     ]
     """Baselines to fit and report beside the model."""
     k: int = Field(10, ge=1, le=100)
@@ -742,16 +786,17 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"tasks: names must differ, found {names}"
     if [task.kind for task in config.tasks].count("retrieval") != 1:
         yield "tasks: expected exactly one task of kind retrieval (it makes the candidates)"
+    yield from _check_social(config)
     for name in sorted({"user_id", "rank", "item_id", "score"} & set(names)):
         yield f'tasks: "{name}" is a column of predictions/ already; name the task otherwise'
     yield from _check_column_names(config.data)
     columns = config.data.interactions.columns
-    for task in config.tasks:
-        if task.kind != "retrieval":
-            yield from _check_label(f"tasks.{task.name}.label", task.label, columns)
+    for task in label_tasks(config.tasks):
+        yield from _check_label(f"tasks.{task.name}.label", task.label, columns)
+    weighable = [task.name for task in config.tasks if task.kind != "social"]
     for name in config.score.weights:
-        if name not in names:
-            yield f'score.weights: no task is called "{name}"; there are {names}'
+        if name not in weighable:
+            yield f'score.weights: no task is called "{name}"; there are {weighable}'
     if config.text.behaviour is not None:
         for label in (config.text.behaviour.liked, config.text.behaviour.disliked):
             if label is not None:
@@ -797,6 +842,7 @@ _MONITORED = {
     "retrieval": ("ndcg@{k}", "hr@{k}"),
     "regression": ("rmse",),
     "binary": ("auc", "logloss"),
+    "social": ("ndcg@{k}", "recall@{k}"),
 }
 """What validation measures while fitting (`model.validation`)."""
 
@@ -806,6 +852,20 @@ _TAKEN = {
     "users": {"user_id", "text", "behaviour_text", "behaviour_cut"},
 }
 """Columns that the tables of a dataset have anyway."""
+
+
+def _check_social(config: Config) -> Iterator[str]:
+    """Yield what is wrong between the table of links and the task that reads it."""
+    count = [task.kind for task in config.tasks].count("social")
+    if count > 1:
+        yield f"tasks: expected at most one task of kind social, found {count}"
+    if count and config.data.social is None:
+        yield "tasks: a task of kind social needs the table of links: name it in data.social"
+    if config.data.social is not None and not count:
+        yield (
+            "data.social is read by a task of kind social only: add "
+            "{name: friends, kind: social} to tasks, or leave data.social out"
+        )
 
 
 def _check_column_names(data: DataConfig) -> Iterator[str]:

@@ -156,7 +156,7 @@ _UNION_TAGS = {
     *("number", "category", "categories", "text", "time"),
     *("leave_last_out", "random", "column", "global_time", "k_fold"),
     *("full", "sampled"),
-    *("retrieval", "regression", "binary"),
+    *("retrieval", "regression", "binary", "social"),
     *("sequence", "set"),
     *("shared_bottom", "mmoe", "ple"),
 }

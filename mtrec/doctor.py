@@ -104,7 +104,8 @@ def _input_files(config: Config) -> Check:
     from mtrec.data.sources import resolve_root
 
     data = config.data
-    tables = [table for table in (data.interactions, data.items, data.users) if table is not None]
+    named = (data.interactions, data.items, data.users, data.social)
+    tables = [table for table in named if table is not None]
     try:
         root = resolve_root(data)
         files = {piece.path for table in tables for piece in plan(table, root)}

@@ -19,14 +19,24 @@ from numpy.typing import NDArray
 from mtrec import baselines, storage
 from mtrec.bundle import Bundle, find_bundle, load_bundle
 from mtrec.comparison import MODEL, ItemFacts, Tree
-from mtrec.config import Config, RegressionTask
+from mtrec.config import Config, RegressionTask, label_tasks, social_task
 from mtrec.data.dataset import read_histories, read_table
 from mtrec.data.histories import SPLITS, Histories
+from mtrec.data.links import Links
 from mtrec.errors import ArtifactError
+from mtrec.friends import (
+    SOCIAL_BASELINES,
+    FriendGraph,
+    baseline_lists,
+    friend_relevance,
+    metric_lists,
+)
+from mtrec.itemitem import interaction_matrix
 from mtrec.metrics import Floats
+from mtrec.model.loading import read_links
 from mtrec.rayrun import cluster_cpus, cluster_gpus
 from mtrec.recommender import PairContext, Recommender
-from mtrec.report import Answered, Answers, build_report, label_tasks
+from mtrec.report import Answered, Answers, build_report
 from mtrec.report_page import render_html
 from mtrec.runlog import event
 from mtrec.storage import Manifest
@@ -67,9 +77,16 @@ def evaluate(
     items = read_table(storage.join(dataset, "items.parquet"))
     _check(shipped, items, place)
     splits = [split for split in HELD_OUT if split not in shipped.fitted_on]
-    answered = ask_model(config, dataset=dataset, bundle=place, histories=histories, splits=splits)
+    answered, social = ask_model(
+        config, dataset=dataset, bundle=place, histories=histories, splits=splits
+    )
     event(logger, "evaluate.model", seconds=time.perf_counter() - started)
     tuned, notes = ask_baselines(config, histories, items.num_rows + 2, answered)
+    links = None
+    if social_task(config.tasks) is not None:
+        users = read_table(storage.join(dataset, "users.parquet"))
+        links = read_links(dataset, users)
+        ask_friends(config, shipped, histories, links, social, answered)
     if shipped.fitted_on != ["train"]:
         notes.append(f"the model was fitted on {', '.join(shipped.fitted_on)}")
     report = build_report(
@@ -79,6 +96,7 @@ def evaluate(
         answered=answered,
         tuned=tuned,
         notes=notes,
+        links=links,
     )
     report["bundle"] = {
         "version": shipped.version,
@@ -108,13 +126,15 @@ class RankUsers:
         self._recommender = Recommender(evaluated, device=device, threads=1)
         self._k = config.evaluate.k
         self._splits = splits
-        self._tasks = [task.name for task in label_tasks(config)]
+        self._tasks = [task.name for task in label_tasks(config.tasks)]
+        self._with_friends = social_task(config.tasks) is not None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Give for users (rows as in `histories/`) what the model says about each split.
 
         Columns: `user_id`; `<split>_items` list<int32>, the k best; `<split>_task_<task>`
-        list<float>, one number for each held-out event with a known item.
+        list<float>, one number for each held-out event with a known item; with a social task
+        `<split>_social` list<float>, the social vector.
         """
         histories = Histories.from_table(batch)
         columns: dict[str, pa.Array] = {"user_id": batch.column("user_id").combine_chunks()}
@@ -132,6 +152,11 @@ class RankUsers:
             for task in self._tasks:
                 columns[f"{split}_task_{task}"] = pa.ListArray.from_arrays(
                     offsets, pa.array(predictions[task], pa.float32())
+                )
+            if self._with_friends:
+                vectors = self._recommender.social_vectors(histories.before(split))
+                columns[f"{split}_social"] = pa.FixedSizeListArray.from_arrays(
+                    pa.array(vectors.ravel(), pa.float32()), vectors.shape[1]
                 )
         return pa.table(columns)
 
@@ -187,9 +212,13 @@ def answer(
 
 def ask_model(
     config: Config, *, dataset: str, bundle: str, histories: Histories, splits: Sequence[str]
-) -> Answered:
-    """Let actors answer for all users and put the answers in the order of `histories`."""
-    tasks = [task.name for task in label_tasks(config)]
+) -> tuple[Answered, dict[str, NDArray[np.float32]]]:
+    """Let actors answer for all users and put the answers in the order of `histories`.
+
+    Returns:
+        The answers; and, with a social task, split -> social vectors (U, D).
+    """
+    tasks = [task.name for task in label_tasks(config.tasks)]
     k = config.evaluate.k
     gpus = int(cluster_gpus())
     actors = min(config.score.actors, gpus or max(1, int(cluster_cpus())))
@@ -218,7 +247,11 @@ def ask_model(
     assert order.null_count == 0, "every user has an answer"
     table = table.take(order).combine_chunks()
     answered: Answered = {}
+    social: dict[str, NDArray[np.float32]] = {}
     for split in splits:
+        if f"{split}_social" in table.column_names:
+            flat = table.column(f"{split}_social").combine_chunks().flatten().to_numpy()
+            social[split] = flat.reshape(len(histories), -1)
         flat = table.column(f"{split}_items").combine_chunks().flatten().to_numpy()
         held_out = _held_out(histories, split)
         predictions = {}
@@ -228,7 +261,54 @@ def ask_model(
             predictions[task] = values[np.searchsorted(held_out, labelled)].astype(np.float64)
         lists = flat.astype(np.int32).reshape(len(histories), k)
         answered[split] = {MODEL: Answers(lists, predictions)}
-    return answered
+    return answered, social
+
+
+def ask_friends(
+    config: Config,
+    shipped: Bundle,
+    histories: Histories,
+    links: Links,
+    social: Mapping[str, NDArray[np.float32]],
+    answered: Answered,
+) -> None:
+    """Add lists of friends, of the model and of the social baselines, to `answered`.
+
+    Graph and vectors are those of the links and events before the split.
+
+    Args:
+        config: the run.
+        shipped: the model.
+        histories: of the users who have events.
+        links: all links, between all users of the dataset.
+        social: split -> social vectors (U, D) of the users who have events.
+        answered: split -> method -> answers.
+    """
+    k = config.evaluate.k
+    store = shipped.users
+    everybody = store.user_ids(np.arange(len(store)))
+    place = store.find(histories.user_ids.tolist())
+    silent = np.setdiff1d(np.arange(len(store)), place)
+    recommender = Recommender(as_evaluated(shipped, config), threads=1)
+    num_items = len(shipped.popular)
+    for split, methods in answered.items():
+        known = histories.before(split).with_users(everybody)
+        vectors = np.zeros((len(store), social[split].shape[1]), np.float32)
+        vectors[place] = social[split]
+        if len(silent):
+            vectors[silent] = recommender.social_vectors(known.rows(silent))
+        graph = FriendGraph(links.before(split).adjacency(), interaction_matrix(known, num_items))
+        asked = np.flatnonzero(friend_relevance(links.of(split)).count)
+        found, _ = recommender.friend_scorer(graph, vectors).rank(
+            vectors[asked], graph.links[asked], graph.items[asked], asked, k=k
+        )
+        lists = {MODEL: found}
+        for name in SOCIAL_BASELINES:
+            if name in config.evaluate.baselines:
+                lists[name] = baseline_lists(name, graph, asked, k=k)
+        for name, places in lists.items():
+            friends = metric_lists(places, asked, len(store))
+            methods[name] = replace(methods.get(name, Answers(None, {})), friends=friends)
 
 
 # ---- the baselines ------------------------------------------------------------------------------
@@ -249,7 +329,9 @@ def ask_baselines(
     notes: list[str] = []
     k, seed = config.evaluate.k, config.run.seed
     retrieval = next(task.name for task in config.tasks if task.kind == "retrieval")
-    wanted = baselines.order_of(config.evaluate.baselines)
+    wanted = baselines.order_of(
+        [name for name in config.evaluate.baselines if name not in SOCIAL_BASELINES]
+    )
     for name in wanted:
         started = time.perf_counter()
         if name in baselines.DENSE_BASELINES and num_items - 2 > config.evaluate.max_dense_items:
@@ -287,7 +369,7 @@ def _ask_pointwise(
 ) -> None:
     predictions: dict[str, dict[str, Floats]] = {split: {} for split in answered}
     chosen: Tree = {}
-    for task in label_tasks(config):
+    for task in label_tasks(config.tasks):
         found = baselines.tune_pointwise(name, histories, task.name, num_items, kind=task.kind)
         chosen[task.name] = _tuned_json(found, "logloss" if task.kind == "binary" else "rmse")
         bounds = (task.min, task.max) if isinstance(task, RegressionTask) else (0.0, 1.0)

@@ -79,7 +79,7 @@ class QueryReader:
 
     def __init__(self, config: Config, limits: Limits) -> None:
         self._limits = limits
-        self._tasks = [task.name for task in config.tasks]
+        self._tasks = [task.name for task in config.tasks if task.kind != "social"]
         columns = config.data.interactions.columns
         self._numbers = {name: c for name, c in columns.items() if c.kind == "number"}
         self._categories = {n: c for n, c in columns.items() if c.kind in ("category", "time")}

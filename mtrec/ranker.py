@@ -7,6 +7,7 @@ score"). `Recommender` puts requests in front of it; `evaluate` and `score` come
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from scipy import sparse
 
 from mtrec.bundle import Bundle
 from mtrec.catalogue import NUM_SPECIAL
-from mtrec.config import ScoreConfig
+from mtrec.config import ScoreConfig, label_tasks
 from mtrec.data.histories import Histories, history_batch, last_windows
 from mtrec.errors import RequestError
+from mtrec.friends import FriendGraph, FriendScorer
 from mtrec.index import ExactIndex
 from mtrec.model.network import Context, UserStates
 from mtrec.model.towers import FeatureInputs, ItemVectors
@@ -130,7 +132,7 @@ class Ranker:
         score = score or config.score
         self._num_candidates = score.candidates
         self.bundle = bundle
-        self.ranking_tasks = [task for task in config.tasks if task.kind != "retrieval"]
+        self.ranking_tasks = label_tasks(config.tasks)
         self.retrieval_task = next(task.name for task in config.tasks if task.kind == "retrieval")
         self.weights = {name: weight for name, weight in score.weights.items() if weight}
         self.weights = self.weights or {self.retrieval_task: 1.0}
@@ -300,6 +302,27 @@ class Ranker:
             total > 0.0, content / np.where(total > 0.0, total, 1.0), 0.5
         )
         return share
+
+    @cached_property
+    def friends(self) -> FriendScorer | None:
+        """What ranks friends among the stored users; None: the model has no social task."""
+        store = self.bundle.users
+        if store.social is None:
+            return None
+        items = store.seen_matrix(len(self._tie_rank))
+        return self.friend_scorer(FriendGraph(store.social.links, items), store.social.vectors)
+
+    def friend_scorer(self, graph: FriendGraph, vectors: NDArray[np.floating]) -> FriendScorer:
+        """Give what ranks friends in a graph, with social vectors (U, D) of its users."""
+        assert self._model.social is not None, "a model with a social task"
+        return FriendScorer(graph, vectors, self._model.social.weights.detach().cpu().numpy())
+
+    def social_vectors(self, states: UserStates) -> NDArray[np.float32]:
+        """Give the social vectors of users: (B, D)."""
+        assert self._model.social is not None, "a model with a social task"
+        with torch.inference_mode():
+            found: NDArray[np.float32] = self._model.social(states.vector).cpu().numpy()
+        return found
 
     def influence(
         self, histories: Histories, users: UserRows, row: int, item_index: NDArray[np.integer]

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 
 from mtrec.bundle import Bundle, load_bundle
 from mtrec.catalogue import NUM_SPECIAL, Catalogue
 from mtrec.config import ScoreConfig
 from mtrec.data.histories import Histories
 from mtrec.errors import RequestError
+from mtrec.friends import FriendGraph, FriendScorer
 from mtrec.inputs import Gathered, RequestInputs
+from mtrec.itemitem import interaction_matrix
 from mtrec.query import Limits, Query, QueryReader, read_id, read_ids, read_text
 from mtrec.ranker import USERS_PER_BLOCK, Crowd, PairContext, RankedLists, Ranker, Wish
 from mtrec.rerank import cosines, unit_rows
@@ -186,17 +189,45 @@ class Recommender:
     def friends(self, request: Mapping[str, Any], k: int = 10) -> list[dict[str, Any]]:
         """Give the users whom a user may want to befriend; needs a social task.
 
+        Args:
+            request: a user as in `recommend`: `user_id`, whose links count, and / or `history`
+                and / or `text`. Somebody of whom nothing is known gets those with most links.
+            k: how many at most.
+
+        Returns:
+            Objects with `user_id` and `score`, sorted by score, ties by user id. The user itself
+            and those whom it is linked to are left out.
+
         Raises:
-            RequestError: 404: no model has a social task yet.
+            RequestError: the request is wrong, or the model has no social task (404).
         """
-        self._reader.read(request)
-        self._reader.read_k(k)
-        raise RequestError(
-            "this model has no social task, so it knows nothing of friends; its tasks are "
-            f"{[task.name for task in self.bundle.config.tasks]}",
-            code="no_social_task",
-            status=404,
-        )
+        query, k = self._reader.read(request), self._reader.read_k(k)
+        scorer, store = self._ranker.friends, self.bundle.users
+        if scorer is None:
+            raise RequestError(
+                "this model has no social task, so it knows nothing of friends; its tasks are "
+                f"{[task.name for task in self.bundle.config.tasks]}",
+                code="no_social_task",
+                status=404,
+            )
+        own = store.find([query.user_id or ""])
+        known = self._inputs.gather([query])
+        if own[0] >= 0 and query.history is None and query.text is None:
+            places, score = self.friend_lists(own, k=k)
+        else:
+            crowd = self._ranker.crowd(known.histories, known.users, known.exclude)
+            links = scorer.graph.links[own] if own[0] >= 0 else sparse.csr_array((1, len(store)))
+            items = interaction_matrix(known.histories, len(self.bundle.popular))
+            if crowd.is_cold[0] and not links.nnz:
+                places, score = scorer.most_linked(own, k=k)
+            else:
+                vectors = self._ranker.social_vectors(crowd.states)
+                places, score = scorer.rank(vectors, links, items, own, k=k)
+        found = places[0][places[0] >= 0]
+        return [
+            {"user_id": self._source_id(user_id), "score": float(score[0, at])}
+            for at, user_id in enumerate(store.user_ids(found))
+        ]
 
     def info(self) -> dict[str, Any]:
         """Tell version, tasks, metrics, counts and time of training, as `GET /v1/model` does."""
@@ -263,6 +294,35 @@ class Recommender:
         users = self.user_rows(histories.user_ids.tolist()) if users is None else users
         crowd = self._ranker.crowd(histories, users, exclude)
         return self._ranker.rank(crowd, Wish(k, self._ranker.weights, with_tasks=with_tasks))
+
+    def friend_lists(
+        self, positions: NDArray[np.int64], *, k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Give stored users' friends: positions (A, k), -1 for none, and scores (A, k).
+
+        Args:
+            positions: (A,) of users in the bundle's user store.
+            k: friends at most.
+        """
+        scorer = self._ranker.friends
+        assert scorer is not None, "a model with a social task"
+        graph = scorer.graph
+        return scorer.rank(
+            np.asarray(scorer.vectors[positions]),
+            graph.links[positions],
+            graph.items[positions],
+            positions,
+            k=k,
+        )
+
+    def friend_scorer(self, graph: FriendGraph, vectors: NDArray[np.float32]) -> FriendScorer:
+        """Give what ranks friends in another graph, with vectors (U, D) of its users."""
+        return self._ranker.friend_scorer(graph, vectors)
+
+    def social_vectors(self, histories: Histories) -> NDArray[np.float32]:
+        """Give the social vectors of users (B, D) by their histories; features are the stored."""
+        users = self.user_rows(histories.user_ids.tolist())
+        return self._ranker.social_vectors(self._ranker.crowd(histories, users).states)
 
     def top_k(
         self,
@@ -345,6 +405,7 @@ class Recommender:
                     else lists.tasks[task.name][row, at]
                 )
                 for task in self.bundle.config.tasks
+                if task.kind != "social"
             }
             score = float(lists.score[row, at])
             entries.append(
@@ -388,8 +449,10 @@ class Recommender:
 
     def _source_user_id(self, query: Query) -> str | int | None:
         """Give the id back in the type of the source, if it can be an id of the source."""
-        user_id = query.user_id
-        if user_id is None or not self._has_integer_users:
+        return None if query.user_id is None else self._source_id(query.user_id)
+
+    def _source_id(self, user_id: str) -> str | int:
+        if not self._has_integer_users:
             return user_id
         is_integer = re.fullmatch("0|-?[1-9][0-9]{0,18}", user_id) is not None
         return int(user_id) if is_integer else user_id

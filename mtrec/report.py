@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from mtrec import baselines, comparison
 from mtrec.comparison import MODEL, Draws, Figures, ItemFacts, Rows, Tree
-from mtrec.config import BinaryTask, Config, RegressionTask
+from mtrec.config import BinaryTask, Config, RegressionTask, SocialTask, label_tasks
 from mtrec.data.histories import SPLITS, Histories
+from mtrec.data.links import Links
+from mtrec.friends import friend_relevance
 from mtrec.metrics import LOWER_IS_BETTER, Figure, Floats
 
 
@@ -27,10 +29,12 @@ class Answers:
     Attributes:
         lists: (U, k) int32 positions, best first, padded with 0; None: the method does not rank.
         predictions: task -> (P,) float64, for the labelled rows of the split in their order.
+        friends: (V, k) int32, lists of friends of all users as `friends.metric_lists` gives them.
     """
 
     lists: NDArray[np.int32] | None
     predictions: dict[str, Floats]
+    friends: NDArray[np.int32] | None = None
 
 
 Answered = dict[str, dict[str, Answers]]
@@ -45,6 +49,7 @@ def build_report(
     answered: Answered,
     tuned: Mapping[str, Tree],
     notes: Sequence[str],
+    links: Links | None = None,
 ) -> Tree:
     """Turn answers into the tree of `report.json`; pure.
 
@@ -55,13 +60,14 @@ def build_report(
         answered: what the model and the baselines say about each split.
         tuned: what tuning chose.
         notes: what a reader must know; notes on absent figures are added.
+        links: all links, for a social task.
     """
     notes = list(notes)
     draws = Draws(config.evaluate.bootstrap_samples, config.run.seed)
-    test = _measure(config, histories, items, answered.get("test", {}), "test", draws)
+    test = _measure(config, histories, items, links, answered.get("test", {}), "test", draws)
     no_draws = Draws(0, config.run.seed)
     validation = _measure(
-        config, histories, items, answered.get("validation", {}), "validation", no_draws
+        config, histories, items, links, answered.get("validation", {}), "validation", no_draws
     )
     for split, figures in (("test", test), ("validation", validation)):
         for task in config.tasks:
@@ -71,7 +77,7 @@ def build_report(
     model = {name: comparison.values_json(f[MODEL]) for name, f in test.items() if MODEL in f}
     names = [name for name in answered.get("test", {}) if name != MODEL]
     report: Tree = {
-        "protocol": _protocol(config, histories, items),
+        "protocol": _protocol(config, histories, items, links),
         "model": model,
         "baselines": {name: _of(test, name, comparison.values_json) for name in names},
         "intervals": {name: _of(test, name, comparison.intervals_json) for name in [MODEL, *names]},
@@ -83,7 +89,7 @@ def build_report(
             }
             for name in names
         },
-        "slices": _slices(config, histories, items, answered.get("test", {})),
+        "slices": _slices(config, histories, items, links, answered.get("test", {})),
         "validation": {
             "model": _of(validation, MODEL, comparison.values_json),
             "baselines": {name: _of(validation, name, comparison.values_json) for name in names},
@@ -103,6 +109,7 @@ def summary_table(report: Mapping[str, Any]) -> str:
     k = report["protocol"]["k"]
     shown = {
         "retrieval": [f"ndcg@{k}", f"hr@{k}", f"recall@{k}", f"mrr@{k}", f"coverage@{k}"],
+        "social": [f"ndcg@{k}", f"recall@{k}", f"hr@{k}", f"mrr@{k}", f"coverage@{k}"],
         "regression": ["rmse", "mae"],
         "binary": ["auc", "logloss", "ece"],
     }
@@ -155,6 +162,7 @@ def _measure(
     config: Config,
     histories: Histories,
     items: ItemFacts,
+    links: Links | None,
     answers: Mapping[str, Answers],
     split: str,
     draws: Draws,
@@ -167,6 +175,12 @@ def _measure(
             predictions = _predictions(answers, task.name)
             if len(rows.truth) and predictions:
                 measured[task.name] = comparison.compare_predictions(predictions, rows, draws)
+        elif links is not None and isinstance(task, SocialTask):
+            relevance = friend_relevance(links.of(split))
+            lists = _friends(answers)
+            if relevance.count.any() and lists:
+                facts = ItemFacts(_links_each(links.of("train")), None)
+                measured[task.name] = comparison.compare_lists(lists, relevance, facts, draws)
         else:
             relevance = baselines.relevant_items(histories, split, len(items.train_count))
             lists = _lists(answers)
@@ -195,6 +209,7 @@ def _slices(
     config: Config,
     histories: Histories,
     items: ItemFacts,
+    links: Links | None,
     answers: Mapping[str, Answers],
 ) -> Tree:
     length = np.diff(histories.before("test").offsets)
@@ -208,6 +223,16 @@ def _slices(
                 history_length=length,
                 train_count=items.train_count[histories.item_index[chosen]],
             )
+        elif links is not None and isinstance(task, SocialTask):
+            known = _links_each(links.before("test"))
+            found = comparison.slice_lists(
+                _friends(answers),
+                friend_relevance(links.of("test")),
+                history_length=known[2:],
+                train_count=known,
+            )
+            names = {"history_length": "links_of_user", "item_train_count": "links_of_friend"}
+            slices[task.name] = {names[kind]: part for kind, part in found.items()}
         else:
             slices[task.name] = comparison.slice_lists(
                 _lists(answers),
@@ -224,7 +249,7 @@ def _pictures(
     """Give the calibration of binary tasks and the spread of predictions of regression tasks."""
     calibration: Tree = {}
     predicted: Tree = {}
-    for task in label_tasks(config):
+    for task in label_tasks(config.tasks):
         rows = _rows(histories, task, "test")
         for name, prediction in _predictions(answers, task.name).items():
             if name != "mean" and len(rows.truth):
@@ -243,7 +268,7 @@ def _tree(tree: Tree, name: str) -> Tree:
     return found
 
 
-def _protocol(config: Config, histories: Histories, items: ItemFacts) -> Tree:
+def _protocol(config: Config, histories: Histories, items: ItemFacts, links: Links | None) -> Tree:
     """Say how the figures were made, in the words that a reader needs to repeat them."""
     k = config.evaluate.k
     test = baselines.relevant_items(histories, "test", len(items.train_count))
@@ -255,6 +280,7 @@ def _protocol(config: Config, histories: Histories, items: ItemFacts) -> Tree:
         "events": {
             name: int((histories.split == position).sum()) for position, name in enumerate(SPLITS)
         },
+        **({"links": {name: len(links.of(name)) for name in SPLITS}} if links is not None else {}),
         "split": config.data.split.method,
         "seed": config.run.seed,
         "k": k,
@@ -282,10 +308,14 @@ def _lists(answers: Mapping[str, Answers]) -> dict[str, NDArray[np.int32]]:
     return {name: a.lists for name, a in answers.items() if a.lists is not None}
 
 
+def _friends(answers: Mapping[str, Answers]) -> dict[str, NDArray[np.int32]]:
+    return {name: a.friends for name, a in answers.items() if a.friends is not None}
+
+
+def _links_each(links: Links) -> NDArray[np.int64]:
+    """Count each user's links, in the numbers of lists of friends: (V + 2,)."""
+    return np.concatenate([[0, 0], np.diff(links.adjacency().indptr)]).astype(np.int64)
+
+
 def _predictions(answers: Mapping[str, Answers], task: str) -> dict[str, Floats]:
     return {name: a.predictions[task] for name, a in answers.items() if task in a.predictions}
-
-
-def label_tasks(config: Config) -> list[RegressionTask | BinaryTask]:
-    """List the tasks that predict labels."""
-    return [task for task in config.tasks if isinstance(task, RegressionTask | BinaryTask)]

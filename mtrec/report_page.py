@@ -17,7 +17,13 @@ from mtrec.comparison import MODEL
 Json = Mapping[str, Any]
 
 _TEMPLATE = Path(__file__).with_name("report.html.template")
-_KINDS = {"retrieval": "ranking", "regression": "rating", "binary": "probability"}
+_KINDS = {
+    "retrieval": "ranking",
+    "regression": "rating",
+    "binary": "probability",
+    "social": "friends",
+}
+_LISTS = ("retrieval", "social")
 _NAMES = {
     "ndcg": "NDCG",
     "hr": "Hit rate",
@@ -37,6 +43,9 @@ _BASELINES = {
     "itemknn": "ItemKNN",
     "ease": "EASE",
     "ials": "iALS",
+    "bpr": "BPR",
+    "slim": "SLIM",
+    "adamic_adar": "Adamic-Adar",
     "mean": "mean",
     "bias": "bias",
     MODEL: "mtrec",
@@ -121,7 +130,7 @@ class _Page:
                             _metric(metric),
                             f"{task}, {self._direction(metric)}",
                             bars(rows, title=title, form=_number)
-                            if kind == "retrieval"
+                            if kind in _LISTS
                             else dots(rows, title=title, form=_number, tick=_short),
                         )
                     )
@@ -241,6 +250,8 @@ class _Page:
         titles = {
             "history_length": "by events in the user's history",
             "item_train_count": "by training events of the item",
+            "links_of_user": "by known links of the user",
+            "links_of_friend": "by known links of the friend",
         }
         for task, kinds in self.report.get("slices", {}).items():
             for kind, groups in kinds.items():
@@ -434,7 +445,7 @@ class _Page:
         return min(values, key=lambda name: sign * values[name])
 
     def _main_metrics(self, kind: str) -> list[str]:
-        if kind == "retrieval":
+        if kind in _LISTS:
             return [f"ndcg@{self.k}", f"hr@{self.k}"]
         return ["auc"] if kind == "binary" else ["rmse"]
 

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import ray.data
 
 from mtrec import storage
-from mtrec.bundle import KIND, find_bundle
-from mtrec.config import Config, ScoreConfig, Task
+from mtrec.bundle import KIND, Bundle, find_bundle
+from mtrec.config import Config, LabelTask, ScoreConfig, label_tasks
 from mtrec.data.dataset import history_files
 from mtrec.data.histories import Histories
 from mtrec.errors import ArtifactError
@@ -82,7 +82,7 @@ def score(
     with storage.write_artifact(
         path, kind="predictions", key=key, parents=parents, resumable=True
     ) as writer:
-        finished = _finished_parts(writer.path, parts)
+        finished = finished_parts(writer.path, parts)
         if finished:
             event(logger, "score.resume", finished=len(finished), of=len(parts))
         counted = [*finished.values()]
@@ -134,7 +134,12 @@ _COUNTS = ("users", "rows", "expected_users", "expected_rows")
 _METADATA = b"mtrec.counts"
 
 
-def _finished_parts(folder: str, parts: Sequence[str]) -> dict[str, dict[str, int]]:
+def add_counts(writer: pq.ParquetWriter, counts: Mapping[str, int]) -> None:
+    """Leave a file's counts in its metadata, for `finished_parts`."""
+    writer.add_key_value_metadata({_METADATA: json.dumps(dict(counts))})
+
+
+def finished_parts(folder: str, parts: Sequence[str]) -> dict[str, dict[str, int]]:
     """Give the counts of the parts that an earlier run with the same key had finished."""
     finished = {}
     for name in sorted({*parts} & {*storage.list_files(folder)}):
@@ -191,7 +196,7 @@ class ScoreParts:
                     waiting = []
             if waiting:
                 writer.write_table(pa.concat_tables(waiting))
-            writer.add_key_value_metadata({_METADATA: json.dumps(counts)})
+            add_counts(writer, counts)
         return {"part": name, **counts}
 
     def _table(self, histories: Histories, lists: RankedLists) -> pa.Table:
@@ -199,9 +204,9 @@ class ScoreParts:
         is_there = lists.item_index >= 0
         user, rank = np.nonzero(is_there)
         columns: dict[str, pa.Array] = {
-            "user_id": _ids(histories.user_ids[user], self._schema().field("user_id").type),
+            "user_id": ids_as(histories.user_ids[user], self._schema().field("user_id").type),
             "rank": pa.array(rank + 1, pa.int32()),
-            "item_id": _ids(
+            "item_id": ids_as(
                 self._recommender.item_ids(lists.item_index[is_there]),
                 self._schema().field("item_id").type,
             ),
@@ -212,21 +217,17 @@ class ScoreParts:
         return pa.table(columns, schema=self._schema())
 
     @property
-    def _tasks(self) -> list[Task]:
+    def _tasks(self) -> list[LabelTask]:
         tasks = self._recommender.bundle.config.tasks
-        return [task for task in tasks if task.kind != "retrieval"]
+        return label_tasks(tasks)
 
     def _schema(self) -> pa.Schema:
-        types = self._recommender.bundle.transform.id_types
-
-        def id_type(column: str) -> pa.DataType:
-            return pa.int64() if types.get(column) == "int64" else pa.string()
-
+        bundle = self._recommender.bundle
         return pa.schema(
             [
-                ("user_id", id_type("user_id")),
+                ("user_id", id_type(bundle, "user_id")),
                 ("rank", pa.int32()),
-                ("item_id", id_type("item_id")),
+                ("item_id", id_type(bundle, "item_id")),
                 ("score", pa.float64()),
                 *((task.name, pa.float32()) for task in self._tasks),
             ]
@@ -242,6 +243,11 @@ def _num_seen(histories: Histories) -> Any:
     return np.bincount(pairs >> 32, minlength=len(histories))
 
 
-def _ids(values: Any, kind: pa.DataType) -> pa.Array:
+def id_type(bundle: Bundle, column: str) -> pa.DataType:
+    """Give the type that ids of `user_id` or `item_id` have in the source."""
+    return pa.int64() if bundle.transform.id_types.get(column) == "int64" else pa.string()
+
+
+def ids_as(values: Any, kind: pa.DataType) -> pa.Array:
     """Write ids in their source type."""
     return pa.array(np.asarray(values, object).tolist(), pa.string()).cast(kind)

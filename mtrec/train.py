@@ -26,15 +26,19 @@ from mtrec.config import Config
 from mtrec.configfile import parse_config
 from mtrec.data.dataset import read_table
 from mtrec.data.features import FeatureTransform
+from mtrec.data.histories import SPLITS
 from mtrec.errors import ArtifactError
 from mtrec.itemitem import ItemItem, fit_ease
-from mtrec.model.fit import TrainingData, TrainState, start_state, train_epoch
+from mtrec.model.batches import TrainingData
+from mtrec.model.fit import TrainState, start_state, train_epoch
 from mtrec.model.loading import load_training_data, open_store, text_rows
-from mtrec.model.network import build_model
-from mtrec.model.validation import choose_item_item, monitored, validate
+from mtrec.model.network import MultiTaskModel, build_model
+from mtrec.model.towers import ItemVectors
+from mtrec.model.validation import choose_item_item, monitored, social_vectors, validate
 from mtrec.progress import follow
 from mtrec.rayrun import cluster_cpus, cluster_gpus, find_cause
 from mtrec.runlog import configure_logging, event
+from mtrec.userstore import SocialRows
 
 logger = logging.getLogger("mtrec.train")
 _STATE = "state.pt"
@@ -331,6 +335,7 @@ def _export(
             if store is not None and data.sizes.users.text_width
             else None
         ),
+        social=_social_rows(config, model, data, vectors, dataset=dataset, embeddings=embeddings),
         encoder=(
             EncoderInfo(store.spec.id, store.spec.name, store.dim, store.spec.model_id)
             if store is not None
@@ -349,6 +354,26 @@ def _export(
         key=key,
         parents=parents,
     )
+
+
+def _social_rows(
+    config: Config,
+    model: MultiTaskModel,
+    data: TrainingData,
+    vectors: ItemVectors,
+    *,
+    dataset: str,
+    embeddings: str,
+) -> SocialRows | None:
+    """Give all kept links, and social vectors that know all kept events; None: no social task."""
+    if data.social is None:
+        return None
+    everything, _ = load_training_data(
+        config, dataset=dataset, embeddings=embeddings, fitted_on=SPLITS
+    )
+    assert everything.social is not None, "the same configuration"
+    found = social_vectors(model, config, everything, vectors)
+    return SocialRows(everything.social.graph.links, found)
 
 
 def _item_item(

@@ -10,12 +10,15 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy import sparse
 
 from mtrec.data.dataset import read_table
 from mtrec.data.features import Features, FeatureTransform
@@ -60,6 +63,19 @@ class UserRows:
         return UserRows(self.features, texts, has_text, is_known)
 
 
+@dataclass(frozen=True, slots=True)
+class SocialRows:
+    """What is known of U users' friends.
+
+    Attributes:
+        links: (U, U) float32, 1 where two users are linked.
+        vectors: (U, D) float32, the model's social vectors.
+    """
+
+    links: sparse.csr_array
+    vectors: NDArray[np.floating]
+
+
 def build_user_store(
     path: str,
     histories: Sequence[str],
@@ -68,6 +84,7 @@ def build_user_store(
     *,
     max_events: int,
     text: NDArray[np.floating] | None = None,
+    social: SocialRows | None = None,
 ) -> None:
     """Write the store of every user of a dataset.
 
@@ -79,6 +96,7 @@ def build_user_store(
         transform: makes the users' features.
         max_events: the latest events kept for each user; all of them count as seen.
         text: (U, W), one vector a user, zeros for users without text; None: users have no text.
+        social: links and social vectors; None: the model has no social task.
     """
     os.makedirs(path, exist_ok=True)
     ids = users.column("user_id").combine_chunks().cast(pa.large_string())
@@ -116,12 +134,18 @@ def build_user_store(
         seen_items[_spread(seen_offsets[place], np.diff(offsets))] = items
     _write_features(path, users, transform)
     _write_text(path, len(ids), text)
+    if social is not None:
+        assert len(social.vectors) == len(ids), "one social vector a user"
+        _save(path, "link_offsets", social.links.indptr.astype(np.int64))
+        _save(path, "links", social.links.indices.astype(np.int64))
+        _save(path, "social_vectors", np.asarray(social.vectors, np.float32))
     meta = {
         "num_users": len(ids),
         "numbers": number_columns,
         "categories": category_columns,
         "user_categories": sorted(transform.user_sizes.categories),
         "user_multi": sorted(transform.user_sizes.multi),
+        "has_social": social is not None,
     }
     with open(os.path.join(path, _META), "w", encoding="utf-8") as file:
         json.dump(meta, file, sort_keys=True)
@@ -154,6 +178,11 @@ class UserStore:
                 for key, prefix in (("user_categories", CATEGORY), ("user_multi", _MULTI))
             )
             self._text, self._has_text = _open(path, "text"), _open(path, "has_text")
+            self._social = (
+                tuple(_open(path, name) for name in ("link_offsets", "links", "social_vectors"))
+                if meta["has_social"]
+                else None
+            )
         except (OSError, ValueError, KeyError) as error:
             raise ArtifactError(
                 f"the user store at {path} cannot be opened: {error}\n"
@@ -209,6 +238,24 @@ class UserStore:
             else np.zeros(0, np.int32)
             for p in positions.tolist()
         ]
+
+    @cached_property
+    def social(self) -> SocialRows | None:
+        """The links between users and their social vectors; None: there are none."""
+        if self._social is None:
+            return None
+        offsets, friends, stored = self._social
+        vectors: NDArray[Any] = stored
+        ones = np.ones(len(friends), np.float32)
+        shape = (len(self), len(self))
+        links = sparse.csr_array((ones, np.array(friends), np.array(offsets)), shape=shape)
+        return SocialRows(links, vectors)
+
+    def seen_matrix(self, num_items: int) -> sparse.csr_array:
+        """Give who met what: (U, N) float32, 1 where a user has ever met an item."""
+        ones = np.ones(len(self._seen_items), np.float32)
+        parts = (ones, np.array(self._seen_items), np.array(self._seen_offsets))
+        return sparse.csr_array(parts, shape=(len(self), num_items))
 
     def rows(self, positions: NDArray[np.int64]) -> UserRows:
         """Give users' features and text; position -1 gets what the transform gives for nulls."""

@@ -89,11 +89,11 @@ def copied_run(planted_run: "tuple[Config, Path]", tmp_path: Path) -> "Config":
     return config.model_copy(update={"run": config.run.model_copy(update={"workdir": str(target)})})
 
 
-def _plant(folder: Path, **sections: dict[str, object]) -> "Config":
+def _plant(folder: Path, friends: int = 0, **sections: dict[str, object]) -> "Config":
     from mtrec.configfile import parse_config
     from mtrec.data.sources import planted
 
-    tree = planted(folder / "data")
+    tree = planted(folder / "data", friends_per_user=friends)
     tree["run"] = {"workdir": str(folder / "run"), "seed": 0}
     quick: dict[str, dict[str, object]] = {
         "model": {"embedding_dim": 16, "text_dim": 16, "history": {"length": 12}},

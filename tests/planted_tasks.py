@@ -9,7 +9,7 @@ import torch
 from mtrec.config import Config
 from mtrec.configfile import parse_config
 from mtrec.data.histories import Histories
-from mtrec.model.fit import TrainingData, UserInputs
+from mtrec.model.batches import TrainingData, UserInputs
 from mtrec.model.network import ModelSizes, TowerSizes
 from mtrec.model.towers import FeatureInputs
 

@@ -6,11 +6,13 @@ has a text; item 11 has no event and item 10 no content of its own.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from scipy import sparse
 
 from mtrec import storage
 from mtrec.bundle import EncoderInfo, ItemArrays, save_bundle
@@ -20,6 +22,7 @@ from mtrec.data.features import ColumnTransform, FeatureTransform, Vocabulary
 from mtrec.data.histories import Histories
 from mtrec.model.network import ModelSizes, TowerSizes, build_model
 from mtrec.text.encoder import build_encoder
+from mtrec.userstore import SocialRows
 
 NUM_ITEMS = 12
 GENRES = ["space", "garden", "kitchen"]
@@ -40,53 +43,57 @@ class Small:
         return str(self.bundles / self.version)
 
 
-def small_config(**score: object) -> Config:
-    return parse_config(
-        {
-            "data": {
-                "interactions": {
-                    "path": "interactions.csv",
-                    "timestamp": "timestamp",
-                    "columns": {
-                        "rating": {"kind": "number", "min": 1, "max": 5, "missing": "keep"},
-                        "hour": {"kind": "number", "context": True},
-                        "device": {"kind": "category", "context": True},
-                    },
-                },
-                "items": {
-                    "path": "items.csv",
-                    "columns": {
-                        "title": {"kind": "text"},
-                        "genres": {"kind": "categories"},
-                        "brand": {"kind": "category"},
-                        "price": {"kind": "number"},
-                    },
-                },
-                "users": {
-                    "path": "users.csv",
-                    "columns": {"age": {"kind": "number"}, "job": {"kind": "category"}},
+def small_config(*, social: bool = False, **score: object) -> Config:
+    tree: dict[str, Any] = {
+        "data": {
+            "interactions": {
+                "path": "interactions.csv",
+                "timestamp": "timestamp",
+                "columns": {
+                    "rating": {"kind": "number", "min": 1, "max": 5, "missing": "keep"},
+                    "hour": {"kind": "number", "context": True},
+                    "device": {"kind": "category", "context": True},
                 },
             },
-            "text": {
-                "encoder": "hashing",
-                "dimension": 32,
-                "item_template": "{title}",
-                "user_template": "{job}",
+            "items": {
+                "path": "items.csv",
+                "columns": {
+                    "title": {"kind": "text"},
+                    "genres": {"kind": "categories"},
+                    "brand": {"kind": "category"},
+                    "price": {"kind": "number"},
+                },
             },
-            "tasks": [
-                {"name": "click", "kind": "retrieval"},
-                {"name": "stars", "kind": "regression", "label": "rating", "min": 1, "max": 5},
-                {"name": "like", "kind": "binary", "label": "rating >= 4"},
-            ],
-            "model": {"embedding_dim": 8, "text_dim": 8, "history": {"length": 4}},
-            "score": {"k": 5, "candidates": 8, "batch_size": 3, **score},
-            "serve": {"max_k": 50, "max_history": 20},
-        }
-    )
+            "users": {
+                "path": "users.csv",
+                "columns": {"age": {"kind": "number"}, "job": {"kind": "category"}},
+            },
+        },
+        "text": {
+            "encoder": "hashing",
+            "dimension": 32,
+            "item_template": "{title}",
+            "user_template": "{job}",
+        },
+        "tasks": [
+            {"name": "click", "kind": "retrieval"},
+            {"name": "stars", "kind": "regression", "label": "rating", "min": 1, "max": 5},
+            {"name": "like", "kind": "binary", "label": "rating >= 4"},
+        ],
+        "model": {"embedding_dim": 8, "text_dim": 8, "history": {"length": 4}},
+        "score": {"k": 5, "candidates": 8, "batch_size": 3, **score},
+        "serve": {"max_k": 50, "max_history": 20},
+    }
+    if social:
+        tree["data"]["social"] = {"path": "friends.csv"}
+        tree["tasks"].append({"name": "friends", "kind": "social"})
+    return parse_config(tree)
 
 
-def make_small(folder: Path, *, integer_ids: bool = False, text: bool = True) -> Small:
-    config = small_config()
+def make_small(
+    folder: Path, *, integer_ids: bool = False, text: bool = True, social: bool = False
+) -> Small:
+    config = small_config(social=social)
     if not text:
         config = config.model_copy(
             update={"text": config.text.model_copy(update={"user_template": None})}
@@ -135,6 +142,7 @@ def make_small(folder: Path, *, integer_ids: bool = False, text: bool = True) ->
         dataset=str(dataset),
         vectors=ItemArrays(content, collaborative, bias, item_text),
         user_text=user_text if text else None,
+        social=SocialRows(_links(), rng.normal(size=(8, 8)).astype(np.float32)) if social else None,
         encoder=EncoderInfo(encoder.id, encoder.name, encoder.dim),
         metrics={"validation": {"click/ndcg@10": 0.5}, "history": [{"epoch": 1}]},
         key="0123456789abcdef",
@@ -155,6 +163,14 @@ def item_ids(integer_ids: bool) -> list[str]:
 
 def user_ids(integer_ids: bool) -> list[str]:
     return sorted(str(5 * at) if integer_ids else f"u{at}" for at in range(8))
+
+
+def _links() -> sparse.csr_array:
+    """Links between the eight users; the seventh (no event) has one, the last none."""
+    pairs = np.array([(0, 1), (0, 2), (1, 2), (2, 3), (3, 4), (4, 6)])
+    links = np.zeros((8, 8), np.float32)
+    links[pairs[:, 0], pairs[:, 1]] = links[pairs[:, 1], pairs[:, 0]] = 1.0
+    return sparse.csr_array(links)
 
 
 def _items(integer_ids: bool) -> pa.Table:

@@ -21,7 +21,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
     1: ("config", "configfile"),
     2: (
         *("data.", "text.", "model.", "serve."),
-        *("index", "userstore", "rerank", "metrics", "itemitem", "baselines", "report"),
+        *("index", "userstore", "rerank", "metrics", "itemitem", "friends"),
+        *("baselines", "report"),
         *("comparison", "charts", "report_page"),
         *("query", "catalogue", "folds"),
     ),
@@ -35,6 +36,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "text.embed",
         "train",
         "score",
+        "score_friends",
         "evaluate",
     ),
     6: ("chain", "doctor", "cli", "serve.app"),

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from mtrec import storage
 from mtrec.bundle import load_bundle
 from mtrec.chain import run
-from mtrec.config import Config
+from mtrec.config import Config, label_tasks
 from mtrec.configfile import parse_config
 from mtrec.data.dataset import read_histories
 from mtrec.data.histories import Histories
@@ -49,11 +49,12 @@ def _with_test_event(histories: Histories, item_index: np.ndarray) -> Histories:
 def set_run(
     plant: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory, ray_local: None
 ) -> tuple[Config, Path]:
-    """Run the chain with the set encoder, an item-item term and a refit."""
+    """Run the chain with the set encoder, an item-item term, friends and a refit."""
     folder = tmp_path_factory.mktemp("set")
     term = {"top": 8, "reg": [5.0], "scales": [1.0, 4.0]}
     config = plant(
         folder,
+        friends=3,
         model={
             "embedding_dim": 16,
             "text_dim": 16,
@@ -76,11 +77,53 @@ def test_a_refitted_model_is_judged_on_test_alone(set_run: tuple[Config, Path]) 
     assert 0 < report["model"]["retrieval"]["ndcg@10"] < 1
 
 
+def test_friends_are_found_in_evaluation_batch_and_http(set_run: tuple[Config, Path]) -> None:
+    config, workdir = set_run
+    recommender = Recommender.load(str(workdir / "bundles"))
+    links = pq.read_table(workdir / "dataset" / "social.parquet").to_pandas()
+    linked = {(a, b) for a, b in zip(links["user_id"], links["friend_id"], strict=True)}
+    linked |= {(b, a) for a, b in linked}
+    batch = pq.read_table(sorted((workdir / "friends").glob("*.parquet"))).to_pandas()
+
+    # batch: everybody has a full list of users who are neither themselves nor friends already
+    pairs = set(zip(batch["user_id"], batch["friend_id"], strict=True))
+    assert set(batch["user_id"]) == {f"u{n:05d}" for n in range(60)}
+    assert batch.groupby("user_id")["rank"].apply(list).map(len).eq(config.score.k).all()
+    assert not pairs & linked
+    assert not any(a == b for a, b in pairs)
+    # HTTP: the same list by id, and by the same events in the request
+    host = ModelHost(lambda _: recommender)
+    host.open(str(workdir / "bundles"))
+    client = TestClient(create_fastapi(host, Limits(1 << 20, 256, 1000)))
+    histories = read_histories(str(workdir / "dataset"))
+    ids = recommender.item_ids(histories.item_index)
+    for user in (0, 17, 59):
+        user_id = histories.user_ids[user]
+        rows = batch[batch["user_id"] == user_id].sort_values("rank")
+        history = [
+            {"item_id": ids[at], "rating": float(histories.numbers["rating"][at])}
+            for at in range(histories.offsets[user], histories.offsets[user + 1])
+        ]
+        for body in ({"user_id": user_id}, {"user_id": user_id, "history": history}):
+            answer = client.post("/v1/friends", json=body).json()["friends"]
+            assert [friend["user_id"] for friend in answer] == rows["friend_id"].tolist()
+            found = [friend["score"] for friend in answer]
+            np.testing.assert_allclose(found, rows["score"], rtol=1e-5)
+    # evaluation: planted friends of friends are found, far above chance (10 of 59 users: .17)
+    report = json.loads((workdir / "report" / "report.json").read_text())
+    assert report["model"]["friends"]["recall@10"] > 0.3
+    assert {"common_neighbours", "adamic_adar"} <= set(report["baselines"])
+    assert report["protocol"]["links"]["test"] > 0
+    assert set(report["slices"]["friends"]) == {"links_of_user", "links_of_friend"}
+    assert "friends" in (workdir / "report" / "report.html").read_text()
+    assert run(config).done == {}
+
+
 @pytest.mark.parametrize("which", ["planted_run", "set_run"])
 def test_evaluation_batch_and_http_agree(which: str, request: pytest.FixtureRequest) -> None:
     config, workdir = request.getfixturevalue(which)
     bundles, k = str(workdir / "bundles"), config.score.k
-    tasks = [task.name for task in config.tasks if task.kind != "retrieval"]
+    tasks = [task.name for task in label_tasks(config.tasks)]
     # batch: every user's list, as the score stage wrote it
     batch = pq.read_table(sorted((workdir / "predictions").glob("*.parquet"))).to_pandas()
     # HTTP: the same events in the request

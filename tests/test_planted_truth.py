@@ -15,7 +15,8 @@ from planted_tasks import TASKS, plant_tasks, tasks_config
 
 from mtrec.config import Config
 from mtrec.data.histories import Histories
-from mtrec.model.fit import TrainingData, start_state, train_epoch
+from mtrec.model.batches import TrainingData
+from mtrec.model.fit import start_state, train_epoch
 from mtrec.model.validation import validate
 
 pytestmark = pytest.mark.slow

@@ -384,6 +384,84 @@ def test_friends_are_not_found_without_a_social_task(recommender: Recommender) -
     assert caught.value.status == 404
 
 
+@pytest.fixture(scope="module")
+def befriended(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+    small = make_small(tmp_path_factory.mktemp("befriended"), social=True)
+    return Recommender.load(small.path, threads=1)
+
+
+def friend_logits(recommender: Recommender, user: int, vector: np.ndarray) -> np.ndarray:
+    """z = s_a . s_b + w . (log(1 + friends in common), log(1 + items in common)), by loops."""
+    social = recommender.bundle.users.social
+    links = social.links.toarray()
+    seen = [set(items.tolist()) for items in recommender.bundle.users.seen(np.arange(8))]
+    weights = recommender.bundle.model.social.weights.tolist()
+    logits = np.zeros(8)
+    for other in range(8):
+        common = [z for z in range(8) if links[user, z] and links[other, z]]
+        friends = sum(1 / math.log(links[z].sum()) for z in common if links[z].sum() > 1)
+        shared = seen[user] & seen[other]
+        items = sum(1 / math.log(1 + sum(item in met for met in seen)) for item in shared)
+        counts = [math.log1p(friends), math.log1p(items)]
+        logits[other] = vector @ social.vectors[other] + np.dot(weights, counts)
+    return logits
+
+
+def test_friends_are_sorted_by_the_logits_of_links_tastes_and_vectors(
+    befriended: Recommender,
+) -> None:
+    social = befriended.bundle.users.social
+    logits = friend_logits(befriended, 2, social.vectors[2])
+
+    found = befriended.friends({"user_id": "u2"}, k=10)
+
+    # u2 is linked to u0, u1 and u3
+    wanted = sorted([4, 5, 6, 7], key=lambda other: -logits[other])
+    assert [friend["user_id"] for friend in found] == [f"u{other}" for other in wanted]
+    units = np.exp(logits[wanted] - logits[wanted[0]])
+    assert [friend["score"] for friend in found] == pytest.approx(units.tolist(), rel=1e-5)
+
+
+def test_a_history_in_the_request_makes_the_social_vector(
+    befriended: Recommender, small: Small
+) -> None:
+    told_by_request = befriended.friends({"user_id": "u2", "history": told(small, 1)}, k=10)
+    stored = befriended.friends({"user_id": "u1"}, k=10)
+
+    # The links stay those of u2, whatever the history says.
+    assert {friend["user_id"] for friend in told_by_request} == {"u4", "u5", "u6", "u7"}
+    assert {friend["user_id"] for friend in stored} == {"u3", "u4", "u5", "u6", "u7"}
+
+
+def test_somebody_new_with_a_history_is_told_of_those_of_like_taste(
+    befriended: Recommender, small: Small
+) -> None:
+    found = befriended.friends({"history": told(small, 1)}, k=8)
+
+    assert {friend["user_id"] for friend in found} == {f"u{n}" for n in range(8)}
+    assert found[0]["score"] == 1.0
+
+
+def test_somebody_of_whom_nothing_is_known_gets_those_with_most_links(
+    befriended: Recommender,
+) -> None:
+    found = befriended.friends({"user_id": "nobody"}, k=3)
+
+    # u2 has three links, u0 and u1 two each
+    assert found == [
+        {"user_id": "u2", "score": 1.0},
+        {"user_id": "u0", "score": pytest.approx(2 / 3)},
+        {"user_id": "u1", "score": pytest.approx(2 / 3)},
+    ]
+
+
+def test_the_social_task_is_no_part_of_an_items_score(befriended: Recommender) -> None:
+    (answer,) = befriended.recommend([{"user_id": "u1"}])
+    assert set(answer["recommendations"][0]["tasks"]) == {"click", "stars", "like"}
+    with pytest.raises(RequestError, match=r"there are \['click', 'stars', 'like'\]"):
+        befriended.recommend([{"user_id": "u1", "weights": {"friends": 1.0}}])
+
+
 def test_info_tells_the_model(small: Small, recommender: Recommender) -> None:
     info = recommender.info()
     assert info["model_version"] == small.version

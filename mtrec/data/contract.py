@@ -1,4 +1,4 @@
-"""What an interactions, items or users table must be, checked value by value.
+"""What an interactions, items, users or social table must be, checked value by value.
 
 `check` casts raw columns (text as read from CSV, or native Arrow types) to the types that the rest
 of mtrec relies on and gives every row that does not fit a reason. Casting is done here and never
@@ -22,13 +22,14 @@ from mtrec.config import (
     InteractionsTable,
     ItemsTable,
     NumberColumn,
+    SocialTable,
     TextColumn,
     TimeColumn,
     UsersTable,
 )
 from mtrec.data.histories import SPLITS
 
-Table = InteractionsTable | ItemsTable | UsersTable
+Table = InteractionsTable | ItemsTable | UsersTable | SocialTable
 
 # Bookkeeping columns of raw and checked tables. Configured names start with a letter, so these
 # never clash with them.
@@ -47,6 +48,7 @@ REJECTED = pa.schema(
 NOT_UTF8 = "is not UTF-8 text"
 NOT_FINITE = "is not finite"
 
+_OWNER = {"item_id": "items", "user_id": "users", "friend_id": "users"}
 JOINT = ", "
 """What joins the parts of a text that comes as a list, as in templates."""
 
@@ -92,6 +94,8 @@ def id_columns(config: Table) -> list[str]:
     """List the names of a table's id columns."""
     if isinstance(config, InteractionsTable):
         return ["user_id", "item_id"]
+    if isinstance(config, SocialTable):
+        return ["user_id", "friend_id"]
     return ["item_id"] if isinstance(config, ItemsTable) else ["user_id"]
 
 
@@ -142,7 +146,7 @@ def mark(table: pa.Table, config: Table, known: Mapping[str, pa.Array] | None = 
         problems += [(mask, f"{name} {text}") for mask, text in found]
     for name, ids in (known or {}).items():
         unknown = ~_true(pc.is_in(columns[name], ids))
-        problems.append((unknown, f"{name} is not in the {name.removesuffix('_id')}s table"))
+        problems.append((unknown, f"{name} is not in the {_OWNER[name]} table"))
     reason = np.full(rows, None, dtype=object)
     for mask, text in reversed(problems):
         reason[mask] = text

@@ -7,7 +7,7 @@ Arrow. It never reads files and never looks beyond the events that it is given.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -139,6 +139,21 @@ class Histories:
             {name: values[keep] for name, values in self.categories.items()},
             {name: values[keep] for name, values in self.labels.items()},
         )
+
+    def with_users(self, user_ids: Sequence[str]) -> Self:
+        """Give the same events with all of these users, in their order; new ones have no event.
+
+        Args:
+            user_ids: all users that are here and others, in the same order.
+        """
+        position = {user_id: at for at, user_id in enumerate(user_ids)}
+        place = np.array([position[user_id] for user_id in self.user_ids.tolist()], np.int64)
+        assert (np.diff(place) > 0).all(), "both are in the order of ids"
+        counts = np.zeros(len(user_ids), np.int64)
+        counts[place] = np.diff(self.offsets)
+        offsets = np.zeros(len(user_ids) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        return replace(self, user_ids=np.array(user_ids, object), offsets=offsets)
 
     def before(self, split: str) -> Self:
         """Keep the events of earlier splits: what may be known when `split` is evaluated."""

@@ -29,6 +29,7 @@ from mtrec.config import (
     RandomSplit,
     RegressionTask,
     TimeColumn,
+    label_tasks,
 )
 from mtrec.data import splits
 from mtrec.data.clean import (
@@ -309,11 +310,7 @@ def finish_part(
             name: transform.event_category_index(name, events.column(name))
             for name in transform.event_categories
         },
-        labels={
-            task.name: label_values(task.label, raw)
-            for task in config.tasks
-            if task.kind != "retrieval"
-        },
+        labels={task.name: label_values(task.label, raw) for task in label_tasks(config.tasks)},
     )
     texts, cuts = _tell_behaviour(config, histories, position, raw, known, items)
     named = pa.array(SPLITS).take(pa.array(split))
@@ -364,9 +361,9 @@ def check_labels(config: Config, tallies: Sequence[PartTally]) -> None:
     Raises:
         DataError: a regression label is out of the task's range, or a binary one is not 0 or 1.
     """
-    for task in config.tasks:
+    for task in label_tasks(config.tasks):
         found = [tally.misfits[task.name] for tally in tallies if task.name in tally.misfits]
-        if found and task.kind != "retrieval":
+        if found:
             expected = "0 and 1"
             if isinstance(task, RegressionTask):
                 expected = f"{task.min:g} to {task.max:g}"
@@ -380,15 +377,14 @@ def check_labels(config: Config, tallies: Sequence[PartTally]) -> None:
 
 def _misfits(config: Config, raw: dict[str, NDArray[np.float64]]) -> dict[str, tuple[int, float]]:
     misfits = {}
-    for task in config.tasks:
-        if task.kind != "retrieval":
-            values = label_values(task.label, raw)
-            if isinstance(task, RegressionTask):
-                wrong = values[(values < task.min) | (values > task.max)]
-            else:
-                wrong = values[~np.isnan(values) & (values != 0) & (values != 1)]
-            if len(wrong):
-                misfits[task.name] = (len(wrong), float(wrong[0]))
+    for task in label_tasks(config.tasks):
+        values = label_values(task.label, raw)
+        if isinstance(task, RegressionTask):
+            wrong = values[(values < task.min) | (values > task.max)]
+        else:
+            wrong = values[~np.isnan(values) & (values != 0) & (values != 1)]
+        if len(wrong):
+            misfits[task.name] = (len(wrong), float(wrong[0]))
     return misfits
 
 

@@ -38,6 +38,7 @@ from mtrec.data.contract import PLACE, REASON, Table
 from mtrec.data.dataset import write_table
 from mtrec.data.features import FIRST_KNOWN, FeatureTransform, fit_transform, summarise
 from mtrec.data.histories import SPLITS
+from mtrec.data.links import clean_links, split_links
 from mtrec.data.marked import (
     PART,
     assign_parts,
@@ -196,13 +197,25 @@ class _Preparation:
         trained_items = trained_items.aggregate([("train_count", "sum")])
         trained_items = trained_items.rename_columns(["item_id", "train_count"])
         event_users = pa.concat_tables([tally.users for tally in tallies])
+        links = self._links(users)
+        linked = [links.column(name) for name in ("user_id", "friend_id")] if links else []
+        seen = pa.chunked_array(
+            [
+                chunk
+                for column in (event_users.column("user_id"), *linked)
+                for chunk in column.chunks
+            ],
+            pa.string(),
+        )
         trained_users = event_users.filter(pc.greater(event_users.column("train_events"), 0))
         item_rows = items if items else trained_items.select(["item_id"]).sort_by("item_id")
-        user_rows = _all_users(users if users else None, event_users.column("user_id"))
+        user_rows = _all_users(users if users else None, seen)
         transform = self._fit(tallies, item_rows, trained_items, user_rows, trained_users)
         self._write_items(item_rows, trained_items, transform)
         told = self._finish_parts(parts, transform, item_rows)
         self._write_users(user_rows, told, transform)
+        if links is not None:
+            self._write("social.parquet", links)
         storage.write_json(storage.join(self.folder, "transform.json"), transform.to_json())
         self.accounts.close()
         self.report |= {"users": user_rows.num_rows, "items": item_rows.num_rows}
@@ -217,11 +230,7 @@ class _Preparation:
                 f"{name}: {table.path} holds no rows\n"
                 f"give a table with rows, or leave data.{name} out"
             )
-        accepted = pc.is_null(marked.column(REASON))
-        rejected, valid = marked.filter(pc.invert(accepted)), marked.filter(accepted)
-        reasons = Counter(rejected.column(REASON).to_pylist())
-        check_read(reasons)
-        self.accounts.write_rejected(rejected, name)
+        valid, rejected, reasons = self._accepted(name, marked)
         self.accounts.check_fraction(name, marked.num_rows, reasons, [rejected])
         id_name = contract.id_columns(table)[0]
         kept, duplicate = merge_duplicates(
@@ -251,6 +260,55 @@ class _Preparation:
             reasons=reasons,
         )
         return kept.select([id_name, *table.columns])
+
+    def _links(self, users: pa.Table | None) -> pa.Table | None:
+        """Read the table of links; give each link once with its split."""
+        table, quality = self.config.data.social, self.config.data.quality
+        if table is None:
+            return None
+        known = {}
+        if users is not None and quality.unknown_users == "reject":
+            ids = ray.put(users.column("user_id").combine_chunks())
+            known = dict.fromkeys(contract.id_columns(table), ids)
+        marked = collect(read_marked(self.plans["social"], table, known))
+        if marked is None:
+            raise DataError(
+                f"social: {table.path} holds no rows\n"
+                "give a table with links, or leave data.social and the social task out"
+            )
+        valid, rejected, reasons = self._accepted("social", marked)
+        self.accounts.check_fraction("social", marked.num_rows, reasons, [rejected])
+        kept, aside, duplicates = clean_links(valid)
+        reasons.update(aside.column(REASON).to_pylist())
+        self.accounts.write_set_aside(aside, "social")
+        self.accounts.count(
+            "social",
+            read=marked.num_rows,
+            kept=kept.num_rows,
+            duplicates=duplicates,
+            reasons=reasons,
+        )
+        links = split_links(
+            kept, seed=self.config.run.seed, validation=table.validation, test=table.test
+        )
+        counts = Counter(links.column("split").to_pylist())
+        self.report["links"] = {name: counts[name] for name in SPLITS}
+        if not counts["train"]:
+            raise DataError(
+                f"social: none of {kept.num_rows} links is for training\n"
+                "look at dataset/rejected for what was set aside, and at data.social.validation "
+                "and test"
+            )
+        return links
+
+    def _accepted(self, name: str, marked: pa.Table) -> tuple[pa.Table, pa.Table, Counter[str]]:
+        """Tell a small table's accepted rows from the others, which are written; and reasons."""
+        accepted = pc.is_null(marked.column(REASON))
+        rejected = marked.filter(pc.invert(accepted))
+        reasons = Counter(rejected.column(REASON).to_pylist())
+        check_read(reasons)
+        self.accounts.write_rejected(rejected, name)
+        return marked.filter(accepted), rejected, reasons
 
     def _event_bounds(self, tallies: list[PartTally]) -> dict[str, Bounds]:
         """Give the bounds of the interactions' columns whose outliers are looked for."""
@@ -466,7 +524,12 @@ def _write_part(
 
 def _tables(config: Config) -> dict[str, Table]:
     data = config.data
-    tables = {"items": data.items, "users": data.users, "interactions": data.interactions}
+    tables: dict[str, Table | None] = {
+        "items": data.items,
+        "users": data.users,
+        "social": data.social,
+        "interactions": data.interactions,
+    }
     return {name: table for name, table in tables.items() if table is not None}
 
 

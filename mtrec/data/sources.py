@@ -90,6 +90,7 @@ def planted(
     num_groups: int = 4,
     events_per_user: int = 12,
     p_own_group: float = 0.85,
+    friends_per_user: int = 0,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Write tables with a known truth and give the configuration tree that reads them.
@@ -99,12 +100,14 @@ def planted(
     title and genre name its group; the price and the age are noise.
 
     Args:
-        folder: receives `interactions.csv`, `items.csv` and `users.csv`.
+        folder: receives `interactions.csv`, `items.csv`, `users.csv`, maybe `friends.csv`.
         num_users: rows of the users table.
         num_items: rows of the items table.
         num_groups: groups, at most 8.
         events_per_user: events of each user, fewer where the catalogue is smaller.
         p_own_group: probability that an event is of the user's own group, while any is left.
+        friends_per_user: links that each user makes, half of them with friends of a friend; above
+            0 also writes `friends.csv` and adds a social task.
         seed: equal seeds write equal bytes.
 
     Returns:
@@ -142,7 +145,7 @@ def planted(
             events.append((f"u{user:05d}", f"i{item:05d}", rating, time))
     shuffled = [events[n] for n in random.permutation(len(events)).tolist()]
     _write_csv(home / "interactions.csv", ("user_id", "item_id", "rating", "timestamp"), shuffled)
-    return {
+    tree: dict[str, Any] = {
         "run": {"workdir": str(home / "run"), "seed": seed},
         "data": {
             "root": str(home),
@@ -177,6 +180,32 @@ def planted(
             {"name": "like", "kind": "binary", "label": "rating >= 4"},
         ],
     }
+    if friends_per_user:
+        links = _planted_links(num_users, num_groups, friends_per_user, random)
+        _write_csv(home / "friends.csv", ("user_id", "friend_id"), links)
+        tree["data"]["social"] = {"path": "friends.csv"}
+        tree["tasks"].append({"name": "friends", "kind": "social"})
+    return tree
+
+
+def _planted_links(
+    num_users: int, num_groups: int, each: int, random: np.random.Generator
+) -> list[tuple[str, str]]:
+    """Link users of a group, every second link to a friend of a friend, as people do."""
+    friends: dict[int, set[int]] = {user: set() for user in range(num_users)}
+    links = []
+    for user in range(num_users):
+        own = [v for v in range(user % num_groups, num_users, num_groups) if v != user]
+        for step in range(each):
+            near = sorted({w for v in friends[user] for w in friends[v]} - friends[user] - {user})
+            far = [v for v in own if v not in friends[user]]
+            choice = near if near and step % 2 else far
+            if choice:
+                friend = int(random.choice(choice))
+                friends[user].add(friend)
+                friends[friend].add(user)
+                links.append((f"u{user:05d}", f"u{friend:05d}"))
+    return links
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

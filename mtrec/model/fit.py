@@ -1,84 +1,31 @@
 """Fitting the network: one step, one epoch, one validation pass, as plain functions.
 
 Works alone or inside a torch process group (then the losses and gradients are those of the global
-batch); knows nothing of Ray. Batches are cut by `data.windows`, identical on every worker.
+batch); knows nothing of Ray. Batches come from `batches`, identical on every worker.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mtrec.config import Config
-from mtrec.data.histories import HELD_OUT, Histories, history_batch
-from mtrec.data.windows import Windows, cut_windows, global_batches, hold_out
 from mtrec.errors import DataError
 from mtrec.model.balance import (
     build_balance,
     constant_binary_loss,
     constant_retrieval_loss,
 )
-from mtrec.model.network import ModelSizes, MultiTaskModel, build_model
-from mtrec.model.objective import COLLABORATIVE, CONTENT, JointObjective, Negatives, TrainingBatch
-from mtrec.model.towers import FeatureInputs, drop_rows
+from mtrec.model.batches import TrainingData, epoch_batches
+from mtrec.model.network import MultiTaskModel, build_model
+from mtrec.model.objective import COLLABORATIVE, CONTENT, JointObjective, TrainingBatch
 
 # Pseudo-events that draw an item's first usual value to the mean of all.
 _USUAL_PRIOR = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class UserInputs:
-    """What is known of U users besides their events, on the training device.
-
-    Attributes:
-        features: (U,) rows; `text` is empty here, see below.
-        texts: (X + 1, W) float32, distinct text vectors; row 0 is zeros (no text).
-        profile: (U,) int64, row in `texts` of the profile text.
-        behaviour: (U,) int64, row in `texts` of the behaviour text.
-    """
-
-    features: FeatureInputs
-    texts: Tensor
-    profile: Tensor
-    behaviour: Tensor
-
-    def rows(self, user: Tensor, tell: Tensor | None = None) -> FeatureInputs:
-        """Give the inputs of users (B,); where `tell` (B,) is true, with the behaviour text."""
-        row = self.profile[user]
-        if tell is not None:
-            row = torch.where(tell, self.behaviour[user], row)
-        chosen = self.features.rows(user)
-        return FeatureInputs(
-            chosen.numbers, chosen.categories, chosen.multi, self.texts[row], (row > 0).float()
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingData:
-    """Everything that fitting reads, loaded once a worker.
-
-    Attributes:
-        train: the training events.
-        cut: (U,) int64, events that the behaviour text tells; 0: no text.
-        items: inputs of the catalogue, N rows.
-        trained: (N,) float32, 1 for items with training events.
-        users: inputs of the users.
-        sizes: what the network must fit.
-        scaling: number column -> (offset, scale).
-    """
-
-    train: Histories
-    cut: NDArray[np.int64]
-    items: FeatureInputs
-    trained: Tensor
-    users: UserInputs
-    sizes: ModelSizes
-    scaling: dict[str, tuple[float, float]]
 
 
 @dataclass(slots=True)
@@ -185,93 +132,6 @@ def start_state(config: Config, data: TrainingData, device: torch.device) -> Tra
     )
 
 
-def epoch_batches(
-    config: Config, data: TrainingData, epoch: int, *, rank: int, num_workers: int
-) -> Iterator[TrainingBatch]:
-    """Yield this worker's share of every global batch of an epoch."""
-    rng = np.random.default_rng([config.run.seed, 1, epoch])
-    windows = cut_windows(data.train.offsets, config.model.history.length, data.cut, rng)
-    device = data.trained.device
-    for number, batch in enumerate(
-        global_batches(windows, config.train.batch_size, num_workers, rng)
-    ):
-        # The same rows are dropped on every worker: they share one catalogue in a step.
-        generator = torch.Generator().manual_seed(
-            int(np.random.default_rng([config.run.seed, 2, epoch, number]).integers(2**62))
-        )
-        trained_N = drop_rows(data.trained, config.model.id_dropout, generator)
-        mine = batch.rows(slice(rank, None, num_workers))
-        rows = np.arange(rank, len(batch), num_workers)
-        made = make_batch(
-            data,
-            mine,
-            rows=rows,
-            trained_N=trained_N,
-            negatives=draw_negatives(config, data, epoch, number),
-            device=device,
-        )
-        if config.model.history.kind == "set":
-            hidden = hold_out(
-                mine.user,
-                made.history["item"].cpu().numpy(),
-                config.model.history.held_out,
-                seed=int(np.random.default_rng([config.run.seed, 3, epoch]).integers(2**62)),
-            )
-            made.history[HELD_OUT] = torch.from_numpy(hidden).to(device)
-        yield made
-
-
-def make_batch(
-    data: TrainingData,
-    windows: Windows,
-    *,
-    rows: NDArray[np.int64],
-    trained_N: Tensor,
-    negatives: Negatives | None,
-    device: torch.device,
-) -> TrainingBatch:
-    """Turn windows, which are these rows of the global batch, into the tensors of one step."""
-    arrays = history_batch(data.train, windows.start, windows.stop, scaling=data.scaling)
-    width = arrays["item"].shape[1]
-    event = windows.start[:, None] + np.arange(width)[None, :]
-    inside = event < windows.stop[:, None]
-    event = np.where(inside, event, 0)
-    labels = {
-        name: torch.from_numpy(np.where(inside, values[event], np.float32(np.nan))).to(device)
-        for name, values in data.train.labels.items()
-    }
-    user = torch.from_numpy(windows.user).to(device)
-    tell = torch.from_numpy(windows.tell).to(device)
-    return TrainingBatch(
-        rows=torch.from_numpy(rows).to(device),
-        history={name: torch.from_numpy(values).to(device) for name, values in arrays.items()},
-        users=data.users.rows(user, tell),
-        labels=labels,
-        trained=trained_N,
-        items=data.items,
-        negatives=negatives,
-    )
-
-
-def draw_negatives(config: Config, data: TrainingData, epoch: int, number: int) -> Negatives | None:
-    """Draw what a step's targets are told from; the same on every worker. None: the catalogue."""
-    softmax = config.train.softmax
-    if softmax.kind == "full":
-        return None
-    seed = np.random.default_rng([config.run.seed, 4, epoch, number]).integers(2**62)
-    generator = torch.Generator().manual_seed(int(seed))
-    size, device = data.sizes.num_items, data.trained.device
-    # One more than an item was met: none is never told from others.
-    weight = np.bincount(data.train.item_index, minlength=size) + 1.0
-    if softmax.distribution == "uniform":
-        weight[:] = 1.0
-    weight[:2] = 0.0
-    q_N = torch.from_numpy(weight / weight.sum())
-    drawn = torch.multinomial(q_N, softmax.num_negatives, replacement=True, generator=generator)
-    expected = q_N[drawn] * softmax.num_negatives
-    return Negatives(drawn.to(device), expected.log().float().to(device))
-
-
 def train_step(state: TrainState, batch: TrainingBatch, config: Config) -> dict[str, float]:
     """Take one step on the global batch of which this worker holds `batch`.
 
@@ -346,6 +206,8 @@ def _loss_weights(config: Config, data: TrainingData) -> tuple[dict[str, float],
             weights[COLLABORATIVE] = task.weight * config.model.w_collaborative
             constant = constant_retrieval_loss(counts)
             constants |= dict.fromkeys((task.name, CONTENT, COLLABORATIVE), constant)
+        elif task.kind == "social":
+            constants[task.name] = _constant_social_loss(data)
         elif task.kind == "binary":
             constants[task.name] = constant_binary_loss(data.train.labels[task.name])
         else:
@@ -354,6 +216,12 @@ def _loss_weights(config: Config, data: TrainingData) -> tuple[dict[str, float],
             known = labels[np.isfinite(labels)]
             constants[task.name] = max(1e-3, float(known.var())) if len(known) else 1.0
     return weights, constants
+
+
+def _constant_social_loss(data: TrainingData) -> float:
+    """Give the loss of a predictor that knows nothing: the log of the number of users, in nats."""
+    assert data.social is not None, "a social task has links"
+    return math.log(max(2, data.social.links.num_users))
 
 
 def _start_at_means(model: MultiTaskModel, data: TrainingData) -> None:

@@ -14,12 +14,16 @@ import torch
 from numpy.typing import NDArray
 
 from mtrec import storage
-from mtrec.config import Config
+from mtrec.config import Config, label_tasks, social_task
 from mtrec.data.dataset import read_histories, read_table
 from mtrec.data.features import Features, FeatureSizes, FeatureTransform
 from mtrec.data.histories import SPLITS, Histories
-from mtrec.model.fit import TrainingData, UserInputs
+from mtrec.data.links import Links
+from mtrec.friends import FriendGraph
+from mtrec.itemitem import interaction_matrix
+from mtrec.model.batches import TrainingData, UserInputs
 from mtrec.model.network import ModelSizes, TowerSizes
+from mtrec.model.social import SocialData
 from mtrec.model.towers import FeatureInputs
 from mtrec.text.store import EmbeddingStore, store_path
 
@@ -45,6 +49,9 @@ def load_training_data(
     items = read_table(storage.join(dataset, "items.parquet"))
     users = read_table(storage.join(dataset, "users.parquet"))
     histories = read_histories(dataset)
+    if social_task(config.tasks) is not None:
+        # Whoever is linked takes part, with or without events.
+        histories = histories.with_users(users.column("user_id").to_pylist())
     is_fitted = np.isin(histories.split, [SPLITS.index(split) for split in fitted_on])
     train = histories.select(is_fitted)
     held_out = histories.select(~is_fitted & (histories.split == SPLITS.index("validation")))
@@ -88,8 +95,32 @@ def load_training_data(
         ),
         sizes=sizes,
         scaling=dict(transform.event_scaling),
+        social=(
+            _social_data(read_links(dataset, users), train, num_items, fitted_on)
+            if social_task(config.tasks) is not None
+            else None
+        ),
     )
     return data, held_out
+
+
+def read_links(dataset: str, users: pa.Table) -> Links:
+    """Read the links between the dataset's users, who are positions in its table of users."""
+    return Links.from_table(
+        read_table(storage.join(dataset, "social.parquet")), users.column("user_id")
+    )
+
+
+def _social_data(
+    links: Links, train: Histories, num_items: int, fitted_on: Sequence[str]
+) -> SocialData:
+    is_fitted = np.isin(links.split, [SPLITS.index(split) for split in fitted_on])
+    known = links.select(is_fitted)
+    return SocialData(
+        links=known,
+        held_out=links.select(~is_fitted).of("validation"),
+        graph=FriendGraph(known.adjacency(), interaction_matrix(train, num_items)),
+    )
 
 
 def config_tells_users(config: Config) -> bool:
@@ -186,6 +217,6 @@ def _label_scales(config: Config, transform: FeatureTransform) -> dict[str, tupl
     """Give each regression task the scale in which its column enters the model."""
     return {
         task.name: transform.event_scaling[task.label.strip()]
-        for task in config.tasks
+        for task in label_tasks(config.tasks)
         if task.kind == "regression"
     }

@@ -16,11 +16,22 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mtrec.config import BinaryTask, Experts, ModelConfig, RegressionTask, Task, parse_label
+from mtrec.config import (
+    Experts,
+    LabelTask,
+    ModelConfig,
+    RegressionTask,
+    Task,
+    label_tasks,
+    parse_label,
+    social_task,
+)
 from mtrec.data.histories import CATEGORY, HELD_OUT, NUM_GAP_BUCKETS
+from mtrec.friends import NUM_COUNTS
 from mtrec.model.dropout import bind_noise
 from mtrec.model.experts import build_experts
 from mtrec.model.history import SequenceEncoder, SetEncoder, build_history
+from mtrec.model.social import SocialHead
 from mtrec.model.towers import FeatureInputs, FeatureTower, ItemTower, ItemVectors
 
 # Events that a user's own mean must have seen before it counts half (as in biased baselines).
@@ -121,6 +132,7 @@ class MultiTaskModel(nn.Module):
         history: SequenceEncoder | SetEncoder,
         events: "EventEmbedding",
         ranking: "RankingNetwork",
+        social: SocialHead | None,
         p_drop_rows: float,
     ) -> None:
         super().__init__()
@@ -129,6 +141,7 @@ class MultiTaskModel(nn.Module):
         self.history = history
         self.events = events
         self.ranking = ranking
+        self.social = social
         self.p_drop_rows = p_drop_rows
         self.start = nn.Parameter(torch.zeros(users.dim))
         self.noise = bind_noise(self)
@@ -233,7 +246,7 @@ class RankingNetwork(nn.Module):
 
     def __init__(
         self,
-        tasks: Sequence[RegressionTask | BinaryTask],
+        tasks: Sequence[LabelTask],
         sizes: ModelSizes,
         *,
         dim: int,
@@ -377,11 +390,12 @@ def build_model(config: ModelConfig, tasks: Sequence[Task], sizes: ModelSizes) -
             with_gap=config.history.kind == "sequence",
         ),
         ranking=RankingNetwork(
-            [task for task in tasks if task.kind != "retrieval"],
+            label_tasks(tasks),
             sizes,
             dim=dim,
             experts=config.experts,
             taste_dim=config.taste_dim,
         ),
+        social=SocialHead(dim=dim, num_counts=NUM_COUNTS) if social_task(tasks) else None,
         p_drop_rows=config.id_dropout,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mtrec.config import ModelConfig, Task
+from mtrec.config import ModelConfig, Task, label_tasks, social_task
 from mtrec.data.histories import CATEGORY, HELD_OUT
 from mtrec.model.balance import FixedBalance, UncertaintyBalance
 from mtrec.model.losses import (
@@ -21,6 +21,7 @@ from mtrec.model.losses import (
     sampled_retrieval_loss,
 )
 from mtrec.model.network import Context, MultiTaskModel
+from mtrec.model.social import SocialBatch
 from mtrec.model.towers import FeatureInputs, ItemVectors
 
 CONTENT, COLLABORATIVE = "content", "collaborative"
@@ -52,6 +53,7 @@ class TrainingBatch:
         trained: (N,) float32, m_i after row dropout.
         items: inputs of the catalogue.
         negatives: for the sampled softmax; the same on every worker.
+        social: links, for a social task; None: none this time.
     """
 
     rows: Tensor
@@ -61,6 +63,7 @@ class TrainingBatch:
     trained: Tensor
     items: FeatureInputs
     negatives: Negatives | None = None
+    social: SocialBatch | None = None
 
 
 class JointObjective(nn.Module):
@@ -77,7 +80,8 @@ class JointObjective(nn.Module):
         self.model = model
         self.balance = balance
         self.retrieval = next(task.name for task in tasks if task.kind == "retrieval")
-        self.ranking = [task for task in tasks if task.kind != "retrieval"]
+        self.ranking = label_tasks(tasks)
+        self.social = social_task(tasks)
         self.sizes = model.ranking.sizes
         self.has_order = config.history.kind == "sequence"
         self.with_content = config.w_content > 0 and model.items.content.has_inputs
@@ -116,7 +120,21 @@ class JointObjective(nn.Module):
                 else:
                     loss = binary_loss(logits[task.name], label_P)
                 sums[task.name] = loss
+        if self.social is not None:
+            sums[self.social.name] = self._friends(batch.social, vectors)
         return {name: (loss.total, loss.count) for name, loss in sums.items()}
+
+    def _friends(self, batch: SocialBatch | None, vectors: ItemVectors) -> LossSum:
+        """Give the loss of the step's links; zero, with zero gradients, if it has none."""
+        head = self.model.social
+        assert head is not None, "a model with a social task has a head for it"
+        if batch is None:
+            # Every parameter takes part in every step, or DDP would wait for it.
+            zero = torch.stack([value.sum() for value in head.parameters()]).sum() * 0.0
+            return LossSum(zero, torch.zeros_like(zero).detach())
+        self.model.noise.rows = batch.rows
+        states = self.model.encode_users(batch.history, batch.users, vectors)
+        return head.loss(head(states.vector), batch)
 
     def _retrieval(
         self,

@@ -12,16 +12,17 @@ import torch
 from numpy.typing import NDArray
 
 from mtrec import metrics
-from mtrec.config import Config
+from mtrec.config import Config, social_task
 from mtrec.data.histories import Histories, history_batch, last_windows
+from mtrec.friends import FriendScorer, friend_relevance, metric_lists
 from mtrec.itemitem import ItemItem, fit_ease
-from mtrec.model.fit import TrainingData
+from mtrec.model.batches import TrainingData
 from mtrec.model.network import Context, MultiTaskModel, UserStates
 from mtrec.model.towers import ItemVectors
 
 # Users whose logits over the catalogue are in memory at a time.
 _BLOCK = 256
-PRIMARY = {"retrieval": "ndcg@{k}", "regression": "rmse", "binary": "auc"}
+PRIMARY = {"retrieval": "ndcg@{k}", "regression": "rmse", "binary": "auc", "social": "ndcg@{k}"}
 """The metric that stands for each kind of task; `rmse` is better when smaller."""
 
 
@@ -64,10 +65,53 @@ def validate(
         gathered: list[Any] = [None] * num_workers
         torch.distributed.all_gather_object(gathered, parts)
         parts = [part for worker in gathered for part in worker]
+    figures = _validate_friends(model, config, data, vectors)
     if not parts:
-        return {}
+        return figures
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return _figures(config, joined)
+    return _figures(config, joined) | figures
+
+
+@torch.no_grad()
+def social_vectors(
+    model: MultiTaskModel, config: Config, data: TrainingData, vectors: ItemVectors
+) -> NDArray[np.float32]:
+    """Give the social vector of every user, from the latest of all their events in `data`: (U, D).
+
+    Args:
+        model: in evaluation mode, with a social task.
+        config: the run.
+        data: gives the histories and the inputs of users.
+        vectors: what the model gives for the catalogue.
+    """
+    assert model.social is not None, "a model with a social task"
+    parts = []
+    for begin in range(0, len(data.train), _BLOCK):
+        users = np.arange(begin, min(begin + _BLOCK, len(data.train)))
+        states = _states(model, config, data, data.train.rows(users), users, vectors)
+        parts.append(model.social(states.vector).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _validate_friends(
+    model: MultiTaskModel, config: Config, data: TrainingData, vectors: ItemVectors
+) -> dict[str, float]:
+    """Judge lists of friends by the held-out links; every worker does all of it."""
+    task = social_task(config.tasks)
+    if task is None or data.social is None or not len(data.social.held_out):
+        return {}
+    graph, k = data.social.graph, config.evaluate.k
+    found = social_vectors(model, config, data, vectors)
+    assert model.social is not None, "a model with a social task"
+    scorer = FriendScorer(graph, found, model.social.weights.cpu().numpy())
+    relevance = friend_relevance(data.social.held_out)
+    asked = np.flatnonzero(relevance.count)
+    lists, _ = scorer.rank(found[asked], graph.links[asked], graph.items[asked], asked, k=k)
+    hits = relevance.hits(metric_lists(lists, asked, len(graph)))
+    return {
+        f"{task.name}/ndcg@{k}": float(np.nanmean(metrics.ndcg(hits, relevance.count))),
+        f"{task.name}/recall@{k}": float(np.nanmean(metrics.recall(hits, relevance.count))),
+    }
 
 
 @torch.no_grad()
@@ -122,15 +166,29 @@ def _open_logits(
 ) -> tuple[UserStates, torch.Tensor]:
     """Give users' states and logits (B, N), -inf for the items of their histories."""
     device = data.trained.device
-    starts, stops = last_windows(history, config.model.history.length)
-    arrays = history_batch(history, starts, stops, scaling=data.scaling)
-    batch = {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
-    states = model.encode_users(batch, data.users.rows(torch.from_numpy(users).to(device)), vectors)
+    states = _states(model, config, data, history, users, vectors)
     logits = states.vector @ vectors.fused.T + vectors.bias
     logits[:, :2] = -torch.inf
     seen = torch.from_numpy(history.item_index.astype(np.int64)).to(device)
     logits[torch.from_numpy(history.event_user).to(device), seen] = -torch.inf
     return states, logits
+
+
+def _states(
+    model: MultiTaskModel,
+    config: Config,
+    data: TrainingData,
+    history: Histories,
+    users: NDArray[np.int64],
+    vectors: ItemVectors,
+) -> UserStates:
+    """Encode users (B,) by the latest events of their histories."""
+    device = data.trained.device
+    starts, stops = last_windows(history, config.model.history.length)
+    arrays = history_batch(history, starts, stops, scaling=data.scaling)
+    batch = {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
+    rows = data.users.rows(torch.from_numpy(users).to(device))
+    return model.encode_users(batch, rows, vectors)
 
 
 def _hits(
@@ -199,6 +257,8 @@ def _held_out_context(data: TrainingData, wanted: Histories, device: torch.devic
 def _figures(config: Config, values: dict[str, NDArray[Any]]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for task in config.tasks:
+        if task.kind == "social":
+            continue
         if task.kind == "retrieval":
             for name in (f"{task.name}/{metric}@{config.evaluate.k}" for metric in ("ndcg", "hr")):
                 figures[name] = float(np.nanmean(values[name]))

@@ -1,16 +1,21 @@
 """A small random data set and model that the tests of this folder share."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from mtrec.config import Config, SetHistory
+from mtrec.config import Config, SetHistory, SocialTable, SocialTask
 from mtrec.configfile import parse_config
 from mtrec.data.histories import Histories
-from mtrec.model.fit import TrainingData, UserInputs
+from mtrec.data.links import Links
+from mtrec.friends import FriendGraph
+from mtrec.itemitem import interaction_matrix
+from mtrec.model.batches import TrainingData, UserInputs
 from mtrec.model.network import ModelSizes, TowerSizes
+from mtrec.model.social import SocialData
 from mtrec.model.towers import FeatureInputs
 
 NUM_ITEMS = 22  # 20 and two special positions
@@ -64,6 +69,37 @@ def sizes() -> ModelSizes:
         event_categories={},
         labels={"stars": (3.0, 1.25)},
     )
+
+
+@pytest.fixture
+def befriend() -> Callable[..., tuple[Config, TrainingData]]:
+    """Give a function that adds links within the planted groups, and the task that reads them."""
+
+    def add(
+        config: Config, data: TrainingData, held_out: float = 0.0
+    ) -> tuple[Config, TrainingData]:
+        rng = np.random.default_rng(1)
+        num_users = len(data.train)
+        pairs = np.array(
+            [
+                (a, b)
+                for a in range(num_users)
+                for b in range(a + 1, num_users)
+                if a % 2 == b % 2 and rng.random() < 0.5
+            ],
+            np.int64,
+        )
+        split = (rng.random(len(pairs)) < held_out).astype(np.int8)
+        links = Links(pairs, split, num_users)
+        known = links.before("validation")
+        items = interaction_matrix(data.train, data.sizes.num_items)
+        social = SocialData(known, links.of("validation"), FriendGraph(known.adjacency(), items))
+        table = config.data.model_copy(update={"social": SocialTable(path="friends.csv")})
+        tasks = [*config.tasks, SocialTask(name="friends", kind="social")]
+        changed = config.model_copy(update={"tasks": tasks, "data": table})
+        return changed, replace(data, social=social)
+
+    return add
 
 
 @pytest.fixture

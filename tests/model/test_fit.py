@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtrec.config import Config, SampledSoftmax
 from mtrec.errors import DataError
-from mtrec.model.fit import draw_negatives, epoch_batches, start_state, train_epoch, train_step
+from mtrec.model.batches import epoch_batches
+from mtrec.model.fit import start_state, train_epoch, train_step
 from mtrec.model.towers import whitening_matrix
 from mtrec.model.validation import validate
 
@@ -43,26 +44,6 @@ def test_the_losses_of_a_fixed_seed_stay_what_they_were(config, make_data) -> No
     ):
         found = train_epoch(state, config, data)
         assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("distribution", ["uniform", "popularity"])
-def test_drawn_negatives_follow_their_distribution(config, make_data, distribution: str) -> None:
-    data, _ = make_data()
-    softmax = SampledSoftmax(kind="sampled", num_negatives=20_000, distribution=distribution)
-    drawing = _with_train(config, softmax=softmax)
-    first, again, other = (draw_negatives(drawing, data, 0, number) for number in (0, 0, 1))
-    assert torch.equal(first.item, again.item)
-    assert not torch.equal(first.item, other.item)
-    found = np.bincount(first.item.numpy(), minlength=22) / 20_000
-    count = np.bincount(data.train.item_index, minlength=22) + 1.0
-    weight = np.ones(22) if distribution == "uniform" else count
-    expected = np.where(np.arange(22) > 1, weight, 0.0)
-    expected /= expected.sum()
-    # five standard deviations of a share of 20,000 draws
-    np.testing.assert_allclose(found, expected, atol=5 * (0.25 / 20_000) ** 0.5)
-    np.testing.assert_allclose(
-        first.log_expected.exp().numpy(), 20_000 * expected[first.item.numpy()], rtol=1e-5
-    )
 
 
 def test_sampled_softmax_learns_planted_structure(any_config, make_data) -> None:
@@ -102,29 +83,6 @@ def test_whitening_is_fitted_on_the_texts_of_trained_items_and_of_users_with_tex
         assert torch.allclose(tower.whitening, whitening_matrix(rows, 4), atol=1e-5)
 
 
-def test_all_workers_drop_the_same_rows_and_each_step_drops_others(config, make_data) -> None:
-    data, _ = make_data()
-    data.trained[4] = 0.0
-    dropping = config.model_copy(
-        update={"model": config.model.model_copy(update={"id_dropout": 0.3})}
-    )
-
-    def masks(rank: int) -> torch.Tensor:
-        steps = [
-            batch.trained
-            for epoch in range(20)
-            for batch in epoch_batches(dropping, data, epoch, rank=rank, num_workers=2)
-        ]
-        return torch.stack(steps)
-
-    first, second = masks(0), masks(1)
-    assert torch.equal(first, second)
-    assert len(first.unique(dim=0)) == len(first)
-    assert not first[:, data.trained == 0].any()
-    # standard error of the share of more than 60 draws of 19 rows: below .014
-    assert first[:, data.trained > 0].mean().item() == pytest.approx(0.7, abs=0.05)
-
-
 def test_resuming_from_a_checkpoint_equals_going_on(any_config, make_data) -> None:
     config = _with_train(_with_dropout(any_config), balance="uncertainty")
     data, _ = make_data()
@@ -143,20 +101,33 @@ def test_resuming_from_a_checkpoint_equals_going_on(any_config, make_data) -> No
     assert len({*weights.values(), 1.0}) == 6
 
 
-def test_each_epoch_hides_another_part_of_a_set(any_config, make_data) -> None:
-    data, _ = make_data()
-    epochs = [
-        {
-            (int(batch.history["item"][row, 0]), tuple(batch.history["held_out"][row].tolist()))
-            for batch in epoch_batches(any_config, data, epoch, rank=0, num_workers=1)
-            for row in range(len(batch.history["length"]))
-        }
-        if any_config.model.history.kind == "set"
-        else set()
-        for epoch in (0, 0, 1)
-    ]
-    assert epochs[0] == epochs[1]
-    assert not epochs[0] or epochs[0] != epochs[2]
+def test_friends_are_learned_from_histories(any_config, make_data, befriend) -> None:
+    # Friends met the items of one group; what they have in common is not told.
+    config, data = befriend(any_config, make_data(40)[0], held_out=0.3)
+    state = start_state(config, data, CPU)
+    state.model.social.weights.requires_grad_(False).zero_()
+    before = validate(state.model, config, data, data.train.select(data.train.split > 0))
+    first = train_epoch(state, config, data)
+    for _ in range(10):
+        last = train_epoch(state, config, data)
+    after = validate(state.model, config, data, data.train.select(data.train.split > 0))
+
+    assert last["friends"] < first["friends"]
+    # Who is of the user's group and no known friend: half of 40 users, about 13 of them.
+    assert after["friends/ndcg@10"] > 1.2 * before["friends/ndcg@10"]
+
+
+def test_a_step_without_links_leaves_the_other_tasks_as_they_are(
+    config, make_data, befriend
+) -> None:
+    social, data = befriend(config, make_data()[0])
+    state = start_state(social, data, CPU)
+    batch = next(epoch_batches(social, data, 0, rank=0, num_workers=1))
+
+    sums = state.objective(_replaced(batch, social=None))
+    assert [part.item() for part in sums["friends"]] == [0.0, 0.0]
+    sums["friends"][0].backward()
+    assert all(not p.grad.any() for p in state.model.social.parameters())
 
 
 def test_the_seed_decides_the_result(any_config, make_data) -> None:
@@ -210,10 +181,11 @@ def test_without_training_events_there_is_a_clear_error(config, make_data) -> No
         start_state(config, _replaced(data, train=empty), CPU)
 
 
-def test_two_workers_give_the_losses_of_one(any_config, make_data) -> None:
+def test_two_workers_give_the_losses_of_one(any_config, make_data, befriend) -> None:
     softmax = SampledSoftmax(kind="sampled", num_negatives=9, distribution="popularity")
     config = _with_train(_with_dropout(any_config), balance="uncertainty", softmax=softmax)
     data, _ = make_data(9)  # 9 windows in batches of 4: the last batch needs a filler
+    config, data = befriend(config, data)
     state = start_state(config, data, CPU)
     expected = [train_epoch(state, config, data) for _ in range(3)]
     with socket.socket() as probe:

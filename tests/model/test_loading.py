@@ -7,7 +7,7 @@ import torch
 
 from mtrec.config import Config
 from mtrec.data.histories import Histories
-from mtrec.model.fit import TrainingData
+from mtrec.model.batches import TrainingData
 from mtrec.model.loading import _training_cut, load_training_data
 from mtrec.text.encoder import build_encoder
 

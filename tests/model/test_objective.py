@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from mtrec.data.windows import Windows, hold_out
 from mtrec.model.balance import FixedBalance
-from mtrec.model.fit import make_batch
+from mtrec.model.batches import make_batch
 from mtrec.model.network import build_model
 from mtrec.model.objective import JointObjective, Negatives
 
