@@ -267,7 +267,8 @@ def movielens_1m(source: str | Path, folder: str | Path) -> None:
         DataError: a file is missing or is not what it should be.
     """
     source = Path(source)
-    is_official = (source / MOVIELENS_1M_FILES[0]).is_file()
+    # A folder with neither is told what the official files are called.
+    is_official = (source / "ratings.dat").is_file() or not (source / "sequences.txt").is_file()
     files = MOVIELENS_1M_FILES if is_official else SEQUENCE_FILES
 
     def tables() -> Tables:

@@ -290,3 +290,8 @@ def test_sequences_of_other_items_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"sequences.txt, line 1: item 3"):
         convert.movielens_1m(source, tmp_path / "out")
+
+
+def test_a_folder_with_neither_form_is_told_the_official_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"lacks ratings.dat, movies.dat, users.dat"):
+        convert.movielens_1m(tmp_path, tmp_path / "out")
