@@ -14,7 +14,7 @@ from typing import Any
 
 _COLUMNS = (
     *("row", "metric", "value", "peer", "peer_value"),
-    *("ratio", "low", "high", "at_least", "aim", "ok"),
+    *("ratio", "low", "high", "at_least", "aim", "judged", "lower_is_better", "ok"),
 )
 
 
@@ -42,6 +42,8 @@ class Results:
         interval: tuple[float, float] | None = None,
         at_least: float | None = None,
         aim: float | None = None,
+        lower_is_better: bool = False,
+        judge_value: bool = False,
     ) -> None:
         """Add one figure.
 
@@ -54,18 +56,26 @@ class Results:
             interval: low and high of the ratio if there is a peer, else of the value.
             at_least: smallest ratio (or value, without a peer) that is good enough.
             aim: the ratio or value to reach.
+            lower_is_better: `at_least` is the largest that is good enough, as of errors.
+            judge_value: `at_least` and `aim` are about the value although there is a peer.
         """
         entry: dict[str, Any] = {"row": row, "metric": metric, "value": value}
         judged = value
         if peer is not None and peer_value is not None:
-            judged = value / peer_value
-            entry |= {"peer": peer, "peer_value": peer_value, "ratio": judged}
+            ratio = value / peer_value
+            entry |= {"peer": peer, "peer_value": peer_value, "ratio": ratio}
+            judged = value if judge_value else ratio
         if interval is not None:
             entry |= {"low": interval[0], "high": interval[1]}
         if aim is not None:
             entry["aim"] = aim
+        if judge_value and peer is not None:
+            entry["judged"] = "value"
+        if lower_is_better:
+            entry["lower_is_better"] = True
         if at_least is not None:
-            entry |= {"at_least": at_least, "ok": judged >= at_least}
+            is_enough = judged <= at_least if lower_is_better else judged >= at_least
+            entry |= {"at_least": at_least, "ok": is_enough}
         self.rows.append(entry)
         self._write()
 

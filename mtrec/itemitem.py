@@ -7,6 +7,7 @@ beside the item vectors in a bundle. Pure NumPy and SciPy; no torch, no files, n
 Shapes: B users, N rows of the item vocabulary.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -58,8 +59,10 @@ class ItemItem:
 def fit_ease(histories: Histories, num_items: int, *, reg: float, top: int) -> ItemItem:
     """Fit EASE and keep of what leads to each item the `top` weights that are largest in size.
 
-    B = I - P diag(1 / P), P = (X'X + reg I)^-1 (Steck 2019, equation 8). Memory is that of one
-    dense matrix over items that were met; those that nobody met take no part.
+    B = I - P diag(1 / P), P = (X'X + reg I)^-1 (Steck 2019, equation 8). Items that nobody met take
+    no part. With fewer users than such items the inverse is that of the users' side, which is the
+    same matrix: P = (I - X' (XX' + reg I)^-1 X) / reg. Memory is that of a dense matrix over the
+    smaller side, beside blocks of columns and the weights that are kept.
 
     Args:
         histories: what may be known.
@@ -69,22 +72,51 @@ def fit_ease(histories: Histories, num_items: int, *, reg: float, top: int) -> I
     """
     matrix = interaction_matrix(histories, num_items)
     met = np.flatnonzero(np.bincount(matrix.indices, minlength=num_items))
-    kept = matrix[:, met]
-    gram = np.asarray((kept.T @ kept).toarray(), np.float64)
-    inverse = inverse_of(gram, reg)
-    weights = inverse
-    weights /= -np.diag(inverse).copy()
-    np.fill_diagonal(weights, 0.0)
-    if top < len(met):
-        size = max(1, _BLOCK // max(1, len(met)))
-        for start in range(0, len(met), size):
-            block = np.abs(weights[:, start : start + size])
-            bound = np.partition(block, len(met) - top, axis=0)[len(met) - top]
-            weights[:, start : start + size][block < bound] = 0.0
-    row, column = np.nonzero(weights)
-    values = weights[row, column].astype(np.float32)
+    kept = sparse.csr_array(matrix[:, met].astype(np.float64))
+    if kept.shape[0] < len(met):
+        columns = _columns_from_users(kept, reg)
+    else:
+        columns = _columns_from_items(kept, reg)
+    rows, values, counts = [], [], []
+    for block in columns:
+        if top < len(met):
+            size = np.abs(block)
+            bound = np.partition(size, len(met) - top, axis=0)[len(met) - top]
+            block[size < bound] = 0.0
+        column, row = np.nonzero(block.T)
+        rows.append(row)
+        values.append(block[row, column].astype(np.float32))
+        counts.append(np.bincount(column, minlength=block.shape[1]))
+    column = met.repeat(np.concatenate(counts)) if counts else met
+    row = met[np.concatenate(rows)] if rows else met
+    value = np.concatenate(values) if values else np.zeros(0, np.float32)
     shape = (num_items, num_items)
-    return ItemItem(sparse.csr_array((values, (met[row], met[column])), shape=shape))
+    return ItemItem(sparse.csr_array((value, (row, column)), shape=shape))
+
+
+def _columns_from_items(matrix: sparse.csr_array, reg: float) -> Iterator[NDArray[np.float64]]:
+    """Yield EASE's weights, blocks of columns (M, C), from the inverse over the M items."""
+    weights = inverse_of((matrix.T @ matrix).toarray(), reg)
+    weights /= -np.diag(weights).copy()
+    np.fill_diagonal(weights, 0.0)
+    size = max(1, _BLOCK // max(1, len(weights)))
+    for start in range(0, len(weights), size):
+        yield weights[:, start : start + size]
+
+
+def _columns_from_users(matrix: sparse.csr_array, reg: float) -> Iterator[NDArray[np.float64]]:
+    """Yield EASE's weights, blocks of columns (M, C), from the inverse over the users."""
+    num_items = matrix.shape[1]
+    inverse = inverse_of((matrix @ matrix.T).toarray(), reg)
+    by_item = sparse.csr_array(matrix.T)
+    size = max(1, _BLOCK // num_items)
+    for start in range(0, num_items, size):
+        # X'K X of these columns is I - reg P; reg cancels between P and its diagonal.
+        through = by_item @ (by_item[start : start + size] @ inverse).T
+        inside = np.arange(through.shape[1])
+        block = through / (1.0 - through[start + inside, inside])
+        block[start + inside, inside] = 0.0
+        yield block
 
 
 def interaction_matrix(histories: Histories, num_items: int) -> sparse.csr_array:

@@ -12,7 +12,7 @@ from small_config import tree
 from mtrec.configfile import dump_config, load_config, parse_config
 from mtrec.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").rglob("*.yaml"))
 
 
 def written(folder: Path, content: dict[str, Any]) -> Path:

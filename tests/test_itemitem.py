@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from mtrec import itemitem
 from mtrec.baselines import Ease
 from mtrec.data.histories import Histories
 from mtrec.itemitem import ItemItem, fit_ease, interaction_matrix
@@ -28,6 +29,32 @@ def test_unpruned_scores_are_those_of_ease(histories: Histories) -> None:
     met = np.arange(2, 13)
     np.testing.assert_allclose(scores[:, met], expected[:, met], atol=1e-5)
     assert not scores[:, [0, 1, 13]].any()
+
+
+def test_with_fewer_users_than_items_the_weights_are_the_same_matrix(histories: Histories) -> None:
+    few = histories.rows(np.arange(5))
+    matrix = interaction_matrix(few, NUM_ITEMS).toarray().astype(np.float64)
+    met = np.flatnonzero(matrix.any(axis=0))
+    assert len(met) > 5
+    # Equation 8 as it stands, over the items.
+    inverse = np.linalg.inv(matrix.T @ matrix + 3.0 * np.eye(NUM_ITEMS))
+    expected = -inverse / np.diag(inverse)
+    np.fill_diagonal(expected, 0.0)
+
+    found = fit_ease(few, NUM_ITEMS, reg=3.0, top=NUM_ITEMS).weights.toarray()
+
+    np.testing.assert_allclose(found[np.ix_(met, met)], expected[np.ix_(met, met)], atol=1e-6)
+
+
+def test_blocks_of_columns_do_not_change_the_weights(
+    histories: Histories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = [histories, histories.rows(np.arange(5))]
+    whole = [fit_ease(side, NUM_ITEMS, reg=3.0, top=4).weights.toarray() for side in sides]
+    monkeypatch.setattr(itemitem, "_BLOCK", 40)
+    cut = [fit_ease(side, NUM_ITEMS, reg=3.0, top=4).weights.toarray() for side in sides]
+    np.testing.assert_allclose(cut[0], whole[0], atol=1e-7)
+    np.testing.assert_allclose(cut[1], whole[1], atol=1e-7)
 
 
 def test_an_item_keeps_the_weights_that_are_largest_in_size(histories: Histories) -> None:

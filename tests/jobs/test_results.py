@@ -57,6 +57,24 @@ def test_a_floor_without_a_peer_judges_the_value(tmp_path: Path) -> None:
     assert rows(tmp_path)[0]["ok"] is False
 
 
+def test_of_errors_the_floor_is_the_largest_allowed(tmp_path: Path) -> None:
+    results = Results(tmp_path, "x")
+    results.add("P1b", "rmse", 0.90, at_least=0.905, lower_is_better=True)
+    results.add("P1b", "rmse", 0.90, peer="bias", peer_value=0.8, at_least=1, lower_is_better=True)
+
+    value, ratio = rows(tmp_path)
+    assert (value["ok"], value["lower_is_better"]) == (True, True)
+    assert (ratio["ok"], ratio["lower_is_better"]) == (False, True)
+
+
+def test_a_floor_can_be_about_the_value_although_there_is_a_peer(tmp_path: Path) -> None:
+    results = Results(tmp_path, "x")
+    results.add("P4", "ndcg", 0.49, peer="ease", peer_value=0.5, at_least=0.48, judge_value=True)
+
+    (row,) = rows(tmp_path)
+    assert (row["ratio"], row["judged"], row["ok"]) == (0.98, "value", True)
+
+
 def test_what_was_not_measured_has_no_key(tmp_path: Path) -> None:
     results = Results(tmp_path, "x")
     results.add("train", "wall_s", 12.5, peer="not installed", peer_value=None)

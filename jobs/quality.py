@@ -1,0 +1,448 @@
+"""Measure recommendation quality: every row of the README's table from one command.
+
+    python jobs/quality.py --out runs/quality                # the rows on MovieLens-100K
+    python jobs/quality.py --data DIR --out runs/quality     # all rows
+    python jobs/quality.py --data DIR --rows P3,P8 --seeds 5 --out runs/quality
+
+MovieLens-100K is fetched. DIR may hold `hetrec2011-lastfm-2k/` and `ml-1m/` (both from
+grouplens.org) or `ml-1m-sequences/`, and `ml-100k/` as RecBole carries it; rows whose data is not
+there are skipped, aloud. Each row is a configuration of `jobs/configs/quality/`, run once a seed:
+other seeds mean another split where it is random, other initial weights, another order of batches.
+
+OUT gets `results.json`, `results.md`, `quality.md` (the README's table), the shared text vectors,
+and for each row and seed a folder with its data, its whole run and `result.json`. After an
+interruption the same command goes on: what has a `result.json` of the same configuration is read,
+what was under way resumes from its last checkpoint. Once it has that file, a seed's `data/` and
+`run/` may be deleted; delete all of its folder to run it anew.
+
+The text control: `--text hashing` puts hashed words in the language model's place. Give it an OUT
+of its own to keep both tables.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from _results import Results, command_line
+from _seeds import BESIDE_HEADER, GOALS_HEADER, Goal, Joined, beside_line, goal_line, join
+
+import mtrec
+from mtrec import storage
+from mtrec.chain import Paths
+from mtrec.cli import run_shell
+from mtrec.config import Config
+from mtrec.configfile import load_config
+from mtrec.data import convert, sources
+from mtrec.errors import ConfigError, DataError
+from mtrec.runlog import configure_logging
+
+CONFIGS = Path(__file__).resolve().parent / "configs" / "quality"
+STAGES = ("prepare", "embed", "train", "evaluate")
+
+Json = dict[str, Any]
+Find = Callable[[Path | None], Path]
+Convert = Callable[[Path, Path, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table, or several: a protocol and what is asked of it.
+
+    Attributes:
+        name: as in the table.
+        protocol: the data and how it is split, in a few words.
+        config: name of the file in `jobs/configs/quality/`; rows that name the same share its runs.
+        find: gives the folder of the data below `--data`, or raises DataError.
+        convert: writes the tables that the configuration reads: source, target, seed; None: it
+            reads the source.
+        goals: the figures.
+        seeds: how many, unless `--seeds` says otherwise.
+    """
+
+    name: str
+    protocol: str
+    config: str
+    find: Find
+    convert: Convert | None
+    goals: tuple[Goal, ...]
+    seeds: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What holds for all rows."""
+
+    data: Path | None
+    out: Path
+    seeds: int | None
+    text: str | None
+    overrides: tuple[str, ...]
+
+
+def main() -> int:
+    """Run what was asked for and is not done, then write the tables."""
+    epilog = (__doc__ or "").partition("\n")[2]
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=f"{epilog}\nRows:\n" + "\n".join(f"  {r.name:<5}{r.protocol}" for r in ROWS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets")
+    parser.add_argument("--rows", help="such as P3,P12; default: all")
+    parser.add_argument("--seeds", type=int, metavar="N", help="default: 3, and 1 for P6")
+    parser.add_argument("--out", type=Path, required=True, help="receives tables, runs, vectors")
+    parser.add_argument("--text", choices=("hashing",), help="hashed words, no language model")
+    parser.add_argument(
+        *("--set", "-s"), action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override a key of all rows, such as train.epochs=3",
+    )  # fmt: skip
+    given = parser.parse_args()
+    if given.seeds is not None and given.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    rows = chosen_rows(given.rows)
+    configure_logging()
+    # Ray's workers have working folders of their own.
+    out = given.out.resolve()
+    options = Options(given.data, out, given.seeds, given.text, tuple(given.overrides))
+    measured = measure(rows, options)
+    if not measured:
+        raise DataError("no row could be run\ngive a folder with the data sets: --data DIR")
+    print((out / "quality.md").read_text(encoding="utf-8"))
+    return 0
+
+
+def chosen_rows(names: str | None) -> list[Row]:
+    """Give the rows that a comma-separated list names, in the table's order.
+
+    Raises:
+        ConfigError: there is no such row.
+    """
+    if names is None:
+        return list(ROWS)
+    wanted = {name.strip().lower() for name in names.split(",") if name.strip()}
+    known = {row.name.lower() for row in ROWS}
+    if not wanted or not wanted <= known:
+        unknown = ", ".join(sorted(wanted - known)) or "nothing"
+        raise ConfigError(f"--rows names {unknown}; there are {', '.join(r.name for r in ROWS)}")
+    return [row for row in ROWS if row.name.lower() in wanted]
+
+
+def measure(rows: Sequence[Row], options: Options) -> list[str]:
+    """Run rows, writing the tables anew after each; give the names of those that ran."""
+    results = Results(options.out, command_line())
+    tables = Tables(options.out, command_line())
+    measured = []
+    for row in rows:
+        try:
+            found = [
+                run_seed(row, seed, options)
+                for seed in range(options.seeds if options.seeds is not None else row.seeds)
+            ]
+        except DataAbsentError as error:
+            say(f"{row.name}: skipped; {error}")
+            continue
+        reports = [result["report"] for result in found]
+        for goal in row.goals:
+            joined = join(goal, reports)
+            if joined is None:
+                say(f"{row.name}: the report has no {goal.metric} of {goal.task}")
+            else:
+                add_result(results, row.name, joined)
+                tables.add_goal(goal_line(row.name, row.protocol, joined))
+        measured.append(row.name)
+        sharing = [other.name for other in rows if other.config == row.config]
+        if row.name == sharing[0]:
+            train_s = [r["seconds"]["train"] for r in found if "train" in r["seconds"]]
+            tables.add_beside(beside_line(", ".join(sharing), reports, train_s))
+    return measured
+
+
+# ---- running ------------------------------------------------------------------------------------
+
+
+class DataAbsentError(DataError):
+    """A row's data is not there, which costs this row only."""
+
+
+def run_seed(row: Row, seed: int, options: Options) -> Json:
+    """Give the result of a row under a seed: read if it is there, else run.
+
+    Returns:
+        `report` (the tree of `report.json`) and `seconds` (stage -> wall time; stages that an
+        earlier command had done before it was interrupted are absent).
+
+    Raises:
+        DataAbsentError: the row's data is not there.
+    """
+    name = row.config if options.text is None else f"{row.config}-{options.text}"
+    home = options.out / name / f"seed-{seed}"
+    config = configure(row, seed, options, home=home, root=home / "data")
+    key = storage.hash_values("quality", _without_places(config))
+    path = str(home / "result.json")
+    result: Json = {"key": key, "seconds": {}, "report": None}
+    if storage.exists(path):
+        before: Json = storage.read_json(path)
+        if before["key"] == key and before["report"] is not None:
+            say(f"{row.name}, seed {seed}: done before")
+            return before
+        # Of a stage that is up to date the time is still that of its artifact.
+        result["seconds"] = before["seconds"]
+    try:
+        source = row.find(options.data)
+    except DataError as error:
+        # One line, whatever the error says about remedies.
+        raise DataAbsentError(" ".join(str(error).split())) from error
+    root = source if row.convert is None else home / "data"
+    config = configure(row, seed, options, home=home, root=root)
+    if row.convert is not None:
+        row.convert(source, root, seed)
+    for stage in STAGES:
+        begin = time.monotonic()
+        outcome = mtrec.run(config, stages=(stage,))
+        if stage in outcome.done:
+            result["seconds"][stage] = round(outcome.done[stage], 1)
+            # Before the next stage: an interruption must not cost what was measured.
+            storage.write_json(path, result)
+        say(f"{row.name}, seed {seed}: {stage} {time.monotonic() - begin:.0f} s")
+    result["report"] = storage.read_json(
+        storage.join(Paths(config.run.workdir).report, "report.json")
+    )
+    storage.write_json(path, result)
+    return result
+
+
+def configure(row: Row, seed: int, options: Options, *, home: Path, root: Path) -> Config:
+    """Give a row's configuration for a seed, with everything it writes below `home` or shared."""
+    text = [] if options.text is None else [f"text.encoder={options.text}"]
+    config = load_config(CONFIGS / f"{row.config}.yaml", [*text, *options.overrides])
+    store = str(options.out / "embeddings")
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"seed": seed, "workdir": str(home / "run")}),
+            "data": config.data.model_copy(update={"root": str(root)}),
+            "text": config.text.model_copy(update={"store": store}),
+        }
+    )
+
+
+def _without_places(config: Config) -> Json:
+    """Give a configuration without what says where things lie: moved results stay valid."""
+    tree: Json = config.model_dump(mode="json")
+    for section, name in (("run", "workdir"), ("data", "root"), ("text", "store")):
+        tree[section].pop(name)
+    return tree
+
+
+def say(line: str) -> None:
+    """Print a line of progress at once."""
+    print(line, flush=True)
+
+
+# ---- data ---------------------------------------------------------------------------------------
+
+
+def find_movielens_100k(data: Path | None) -> Path:
+    """Give MovieLens-100K: `ml-100k/` in the data folder, else fetched into the cache."""
+    if data is not None and (data / "ml-100k" / sources.MOVIELENS_FILES[0]).is_file():
+        return data / "ml-100k"
+    return Path(sources.movielens_100k(sources.cache_folder()))
+
+
+def find_folder(data: Path | None, *names: str) -> Path:
+    """Give the first of some folders that the data folder has.
+
+    Raises:
+        DataError: it has none of them.
+    """
+    for name in names:
+        if data is not None and (data / name).is_dir():
+            return data / name
+    where = f"{data} has no" if data is not None else "without --data there is no"
+    raise DataError(f"{where} {' or '.join(f'{name}/' for name in names)}")
+
+
+def find_hetrec(data: Path | None) -> Path:
+    """Give hetrec2011-lastfm-2k."""
+    return find_folder(data, "hetrec2011-lastfm-2k")
+
+
+def find_movielens_1m(data: Path | None) -> Path:
+    """Give MovieLens-1M, the official files before the sequences."""
+    return find_folder(data, "ml-1m", "ml-1m-sequences")
+
+
+def _random(source: Path, folder: Path, seed: int, *, cuts: tuple[float, float]) -> None:
+    convert.movielens_100k_random(source, folder, seed=seed, cuts=cuts)
+
+
+def _by_item(source: Path, folder: Path, seed: int) -> None:
+    convert.movielens_100k_by_item(source, folder, seed=seed)
+
+
+def _hetrec(source: Path, folder: Path, seed: int) -> None:
+    convert.hetrec_lastfm(source, folder, seed=seed)
+
+
+def _movielens_1m(source: Path, folder: Path, _seed: int) -> None:
+    convert.movielens_1m(source, folder)
+
+
+# ---- rows ---------------------------------------------------------------------------------------
+
+ROWS = (
+    Row(
+        "P1b",
+        "ML-100K, 5 random folds",
+        "p1b",
+        find_movielens_100k,
+        None,
+        (
+            Goal("rating", "rmse", at_least=0.905, aim=0.895),
+            Goal("rating", "mae", at_least=0.712, aim=0.705),
+        ),
+    ),
+    Row(
+        "P3",
+        "ML-100K, random 8:1:1",
+        "p3",
+        find_movielens_100k,
+        partial(_random, cuts=convert.RANDOM_CUTS),
+        (Goal("retrieval", "ndcg@10", beat=("ease", "ials"), gain=0.03),),
+    ),
+    Row(
+        "P3b",
+        "ML-100K, random 80:20",
+        "p3b",
+        find_movielens_100k,
+        partial(_random, cuts=(0.72, 0.8)),
+        (Goal("retrieval", "ndcg@10", beat=("ease",), gain=0.03),),
+    ),
+    Row(
+        "P4",
+        "ML-100K, 75:25 by item, seed 42",
+        "p4",
+        find_movielens_100k,
+        _by_item,
+        (Goal("retrieval", "ndcg@10", at_least=0.4836, aim=0.50),),
+    ),
+    Row(
+        "P5",
+        "ML-100K, leave last out, seeded ties",
+        "p5",
+        find_movielens_100k,
+        None,
+        (
+            Goal("retrieval", "hr@10", at_least=0.20, aim=0.22),
+            Goal("retrieval", "ndcg@10", at_least=0.105, aim=0.118),
+        ),
+    ),
+    Row(
+        "P6",
+        "ML-1M, leave last out",
+        "p6",
+        find_movielens_1m,
+        _movielens_1m,
+        (
+            Goal("retrieval", "hr@10", at_least=0.305, aim=0.320),
+            Goal("retrieval", "ndcg@10", at_least=0.175, aim=0.186),
+        ),
+        seeds=1,
+    ),
+    Row(
+        "P8",
+        "hetrec-lastfm, random 8:1:1",
+        "p8",
+        find_hetrec,
+        _hetrec,
+        (
+            Goal("retrieval", "recall@10", at_least=0.2189, aim=0.235, aim_over=("ease", "ials")),
+            Goal("retrieval", "ndcg@10", at_least=0.2032, aim=0.22, aim_over=("ease", "ials")),
+            Goal("plays", "rmse"),
+        ),
+    ),
+    Row(
+        "P12",
+        "ML-100K, 5 random folds, like = rating >= 4",
+        "p1b",
+        find_movielens_100k,
+        None,
+        (Goal("like", "auc", at_least=0.79, aim=0.81),),
+    ),
+)
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def add_result(results: Results, row: str, joined: Joined) -> None:
+    """Add a goal's figure to `results.json`: beside the best baseline, and beside those to beat.
+
+    Bounds on the value are judged by it; `beat` and `gain` become bounds on the ratio.
+    """
+    goal, best = joined.goal, joined.best
+    sign = -1.0 if goal.lower_is_better else 1.0
+    is_fixed = goal.at_least is not None or goal.aim is not None
+    add = partial(results.add, row, goal.metric, joined.value, lower_is_better=goal.lower_is_better)
+    aim = goal.aim if goal.gain is None else 1.0 + sign * goal.gain
+    names = goal.beat if joined.holds is not None else ()
+    bars = {name: joined.baselines[name] for name in names if name in joined.baselines}
+    hardest = max(bars, key=lambda name: sign * bars[name], default=None)
+    add(
+        **_peer(joined, best),
+        at_least=1.0 if hardest == best and best is not None else goal.at_least,
+        aim=aim,
+        judge_value=is_fixed,
+    )
+    if hardest is not None and hardest != best:
+        add(**_peer(joined, hardest), at_least=1.0)
+
+
+def _peer(joined: Joined, name: str | None) -> Json:
+    if name is None:
+        return {}
+    gap = joined.gaps.get(name)
+    found: Json = {"peer": name, "peer_value": joined.baselines[name]}
+    if gap is not None and gap.is_relative:
+        found["interval"] = (1.0 + gap.low, 1.0 + gap.high)
+    return found
+
+
+class Tables:
+    """Collect the lines of `quality.md` and write it; a line is on disk once it was added."""
+
+    def __init__(self, out: Path, command: str) -> None:
+        self._path = out / "quality.md"
+        self._command = command
+        self._goals: list[str] = []
+        self._beside: list[str] = []
+
+    def add_goal(self, line: str) -> None:
+        """Add the line of a figure."""
+        self._goals.append(line)
+        self._write()
+
+    def add_beside(self, line: str) -> None:
+        """Add the line of what stands beside accuracy."""
+        self._beside.append(line)
+        self._write()
+
+    def _write(self) -> None:
+        parts = [
+            f"`{self._command}`",
+            "\n".join([GOALS_HEADER, *self._goals]),
+            "Ours: mean ± deviation over seeds. Best baseline: by validation. Difference: of the "
+            "same users, mean ± deviation over seeds, with the bootstrap interval of one run (P1b, "
+            "P12: over folds). Met: how far the row got, `at least` or `aim`.",
+            "\n".join([BESIDE_HEADER, *self._beside]),
+        ]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(run_shell(main, verbose=True))

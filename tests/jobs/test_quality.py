@@ -1,0 +1,289 @@
+"""The quality job: rows, configurations, resume by row and seed, tables, one tiny row for real."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_report import report
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
+
+import quality
+from _results import Results
+from _seeds import Goal, Joined, join
+from quality import ROWS, Options, Row, add_result, chosen_rows, configure, find_folder, measure
+
+from mtrec.chain import Outcome, Paths
+from mtrec.config import Config
+from mtrec.configfile import load_config
+from mtrec.errors import ConfigError, DataError
+
+JOBS = Path(__file__).parents[2] / "jobs"
+Tree = dict[str, Any]
+
+
+def options(out: Path, **changes: Any) -> Options:
+    return Options(
+        **{"data": None, "out": out, "seeds": 1, "text": None, "overrides": ()} | changes
+    )
+
+
+# ---- rows ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_row_asks_for_tasks_and_baselines_of_its_configuration(row: Row) -> None:
+    config = load_config(quality.CONFIGS / f"{row.config}.yaml")
+
+    assert {goal.task for goal in row.goals} <= {task.name for task in config.tasks}
+    for goal in row.goals:
+        assert {*goal.beat, *goal.aim_over} <= set(config.evaluate.baselines)
+
+
+def test_every_configuration_belongs_to_a_row() -> None:
+    assert {path.stem for path in quality.CONFIGS.glob("*.yaml")} == {row.config for row in ROWS}
+
+
+def test_rows_are_chosen_by_name_in_the_tables_order() -> None:
+    assert [row.name for row in chosen_rows("p12, P3")] == ["P3", "P12"]
+    assert chosen_rows(None) == list(ROWS)
+    with pytest.raises(ConfigError, match="names p99; there are P1b, P3"):
+        chosen_rows("P3,P99")
+
+
+def test_a_seed_writes_below_its_own_folder_and_shares_the_vectors(tmp_path: Path) -> None:
+    home = tmp_path / "odd: #name" / "p3" / "seed-2"
+    chosen = options(tmp_path, text="hashing", overrides=("train.epochs=7", "run.seed=9"))
+
+    config = configure(chosen_rows("P3")[0], 2, chosen, home=home, root=home / "data")
+
+    assert (config.run.seed, config.run.workdir) == (2, str(home / "run"))
+    assert (config.data.root, config.text.store) == (
+        str(home / "data"),
+        str(tmp_path / "embeddings"),
+    )
+    assert (config.text.encoder, config.train.epochs) == ("hashing", 7)
+
+
+def test_data_is_looked_for_by_folder_name_and_its_absence_is_told(tmp_path: Path) -> None:
+    (tmp_path / "ml-1m-sequences").mkdir()
+    names = ("ml-1m", "ml-1m-sequences")
+
+    assert find_folder(tmp_path, *names) == tmp_path / "ml-1m-sequences"
+    with pytest.raises(DataError, match=r"has no hetrec/"):
+        find_folder(tmp_path, "hetrec")
+    with pytest.raises(DataError, match=r"without --data there is no ml-1m/ or ml-1m-sequences/"):
+        find_folder(None, *names)
+
+
+# ---- resume -------------------------------------------------------------------------------------
+
+
+class Chain:
+    """Stand in for `mtrec.run`: remember what was asked for and leave a report."""
+
+    def __init__(self, stop_at: str | None = None) -> None:
+        self.stop_at = stop_at
+        self.asked: list[tuple[int, str]] = []
+
+    def __call__(self, config: Config, *, stages: tuple[str]) -> Outcome:
+        (stage,) = stages
+        if stage == self.stop_at:
+            raise KeyboardInterrupt
+        self.asked.append((config.run.seed, stage))
+        paths = Paths(config.run.workdir)
+        if stage == "evaluate":
+            Path(paths.report).mkdir(parents=True)
+            tree = report(0.3 + 0.1 * config.run.seed, {"ease": (0.2, 0.2)})
+            (Path(paths.report) / "report.json").write_text(json.dumps(tree))
+        return Outcome(paths, done={stage: 12.34})
+
+
+@pytest.fixture
+def row() -> Row:
+    goals = (Goal("t", "ndcg@10", at_least=0.3, aim=0.5), Goal("t", "unmeasured"))
+    return Row("X", "a protocol", "p5", lambda data: data or Path("nowhere"), None, goals)
+
+
+def test_what_is_finished_is_read_and_what_was_interrupted_goes_on(
+    row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = options(tmp_path, seeds=2)
+    first = Chain()
+    monkeypatch.setattr(quality.mtrec, "run", first, raising=False)
+    assert measure([row], options(tmp_path)) == ["X"]
+    assert first.asked == [(0, stage) for stage in quality.STAGES]
+
+    monkeypatch.setattr(quality.mtrec, "run", Chain(stop_at="evaluate"), raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        measure([row], chosen)
+    assert "X, seed 0: done before" in capsys.readouterr().out
+
+    last = Chain()
+    monkeypatch.setattr(quality.mtrec, "run", last, raising=False)
+    measure([row], chosen)
+    # The chain itself skips what is up to date: it is asked for all stages of seed 1 alone.
+    assert last.asked == [(1, stage) for stage in quality.STAGES]
+    table = (tmp_path / "quality.md").read_text()
+    assert "| X | a protocol | ndcg@10 (t) | .3500 ± .0707 | ease .2000 |" in table
+    assert "| X | 2 |  |  |  |  | 12 |" in table
+    assert "the report has no unmeasured of t" in capsys.readouterr().out
+
+
+def test_another_configuration_is_run_anew_and_a_moved_result_is_not(
+    row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality.mtrec, "run", Chain(), raising=False)
+    measure([row], options(tmp_path / "here"))
+    (tmp_path / "here").rename(tmp_path / "there")
+
+    moved = Chain()
+    monkeypatch.setattr(quality.mtrec, "run", moved, raising=False)
+    measure([row], options(tmp_path / "there"))
+    assert moved.asked == []
+
+    (tmp_path / "there" / "p5" / "seed-0" / "run").rename(tmp_path / "old")
+    measure([row], options(tmp_path / "there", overrides=("train.epochs=1",)))
+    assert len(moved.asked) == len(quality.STAGES)
+
+
+def test_a_row_without_data_is_skipped_aloud_and_the_others_run(
+    row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quality.mtrec, "run", Chain(), raising=False)
+
+    assert measure([*chosen_rows("P8"), row], options(tmp_path)) == ["X"]
+    assert (
+        "P8: skipped; without --data there is no hetrec2011-lastfm-2k/" in capsys.readouterr().out
+    )
+
+
+# ---- results ------------------------------------------------------------------------------------
+
+
+def joined(goal: Goal, tree: Tree) -> Joined:
+    found = join(goal, [tree])
+    assert found is not None
+    return found
+
+
+def results_of(out: Path, *figures: Joined) -> list[Tree]:
+    results = Results(out, "x")
+    for figure in figures:
+        add_result(results, "P", figure)
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert isinstance(rows, list)
+    return rows
+
+
+def test_a_fixed_bound_is_judged_by_the_value_beside_the_best_baseline(tmp_path: Path) -> None:
+    goal = Goal("t", "ndcg@10", at_least=0.35, aim=0.40)
+
+    (row,) = results_of(tmp_path, joined(goal, report(0.36, {"ease": (0.30, 0.3)})))
+
+    assert row == {
+        **{"row": "P", "metric": "ndcg@10", "value": 0.36, "peer": "ease", "peer_value": 0.3},
+        **{"ratio": pytest.approx(1.2), "low": pytest.approx(1.18), "high": pytest.approx(1.22)},
+        **{"at_least": 0.35, "aim": 0.4, "judged": "value", "ok": True},
+    }
+
+
+def test_an_error_must_stay_below_its_bound(tmp_path: Path) -> None:
+    goal = Goal("t", "rmse", at_least=0.905, aim=0.895)
+    trees = [
+        report(model, {"bias": (0.93, 0.93)}, metric="rmse", tuned_by="rmse")
+        for model in (0.90, 0.91)
+    ]
+
+    rows = results_of(tmp_path, *(joined(goal, tree) for tree in trees))
+
+    assert [(row["ok"], row["lower_is_better"]) for row in rows] == [(True, True), (False, True)]
+
+
+def test_the_hardest_of_those_to_beat_is_judged_beside_the_best_by_validation(
+    tmp_path: Path,
+) -> None:
+    goal = Goal("t", "ndcg@10", beat=("ease", "ials"), gain=0.03)
+    tree = report(0.36, {"slim": (0.33, 0.5), "ease": (0.34, 0.4), "ials": (0.37, 0.3)})
+
+    best, hardest = results_of(tmp_path, joined(goal, tree))
+
+    assert (best["peer"], best["aim"]) == ("slim", 1.03)
+    assert {"at_least", "ok", "judged"}.isdisjoint(best)
+    assert (hardest["peer"], hardest["at_least"], hardest["ok"]) == ("ials", 1.0, False)
+
+
+def test_where_the_best_is_the_hardest_to_beat_one_line_says_both(tmp_path: Path) -> None:
+    goal = Goal("t", "ndcg@10", beat=("ease",), gain=0.03)
+
+    (row,) = results_of(tmp_path, joined(goal, report(0.36, {"ease": (0.34, 0.4)})))
+
+    assert (row["at_least"], row["aim"], row["ok"]) == (1.0, 1.03, True)
+
+
+# ---- the whole job ------------------------------------------------------------------------------
+
+
+def tiny_hetrec(folder: Path) -> None:
+    """Write hetrec's files with 40 users who listen to 8 of 30 artists, of one of two kinds."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    listened = [
+        (user, 2 * int(artist) + user % 2)
+        for user in range(1, 41)
+        for artist in rng.choice(np.arange(1, 16), 8, replace=False)
+    ]
+    plays = rng.integers(1, 5000, len(listened))
+    tables = {
+        "user_artists.dat": [
+            ("userID", "artistID", "weight"),
+            *((u, a, n) for (u, a), n in zip(listened, plays.tolist(), strict=True)),
+        ],
+        "artists.dat": [
+            ("id", "name", "url", "pictureURL"),
+            *((a, f"artist {a}", "u", "p") for a in range(2, 32)),
+        ],
+        "user_friends.dat": [("userID", "friendID"), (1, 2), (2, 1)],
+        "tags.dat": [("tagID", "tagValue"), (1, "rock"), (2, "jazz")],
+        "user_taggedartists.dat": [
+            ("userID", "artistID", "tagID", "day", "month", "year"),
+            *((u, a, 1 + a % 2, 1, 4, 2009) for u, a in listened),
+        ],
+    }
+    for name, rows in tables.items():
+        text = "".join("\t".join(str(cell) for cell in row) + "\r\n" for row in rows)
+        (folder / name).write_text(text, newline="")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_tiny_row_runs_end_to_end_and_is_read_the_next_time(tmp_path: Path) -> None:
+    tiny_hetrec(tmp_path / "data" / "hetrec2011-lastfm-2k")
+    command = [sys.executable, str(JOBS / "quality.py"), "--data", str(tmp_path / "data")]
+    command += ["--out", str(tmp_path / "out"), "--rows", "P6,P8", "--seeds", "1"]
+    command += ["--text", "hashing", "--set", "train.epochs=2", "--set", "ray.num_cpus=4"]
+    command += ["--set", "evaluate.bootstrap_samples=100", "--set", "ray.object_store_mb=200"]
+    environment = {**os.environ, "PYTHONPATH": str(JOBS.parent)}
+
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        for _ in range(2)
+    )
+
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert "P6: skipped; " in first.stdout
+    assert "P8, seed 0: train " in first.stdout
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [row["metric"] for row in rows] == ["recall@10", "ndcg@10", "rmse"]
+    assert [row["ok"] for row in rows[:2]] == [row["value"] >= row["at_least"] for row in rows[:2]]
+    assert {row["peer"] for row in rows[:2]} <= {"popularity", "itemknn", "ease", "ials", "bpr"}
+    table = (tmp_path / "out" / "quality.md").read_text()
+    assert table.count("| P8 |") == 4
+    assert (tmp_path / "out" / "p8-hashing" / "seed-0" / "data" / "friends.csv").is_file()
+    assert "P8, seed 0: done before" in second.stdout
+    assert second.stdout.endswith(table + "\n")
