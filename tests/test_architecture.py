@@ -23,7 +23,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("data.", "text.", "model.", "serve."),
         *("index", "userstore", "rerank", "metrics", "itemitem", "baselines", "report"),
         *("comparison", "charts", "report_page"),
-        *("query", "catalogue", "folds"),
+        *("query", "catalogue", "folds", "harm"),
     ),
     3: ("bundle",),
     4: ("recommender", "ranker", "inputs"),
