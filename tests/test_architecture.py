@@ -36,6 +36,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "train",
         "score",
         "evaluate",
+        "twins",
     ),
     6: ("chain", "doctor", "cli", "serve.app"),
 }
