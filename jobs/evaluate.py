@@ -2,8 +2,8 @@
 
     ray job submit --working-dir . -- python jobs/evaluate.py --config jobs/configs/movielens.yaml
 
-It is `mtrec evaluate`: the same options, the same exit codes. `--working-dir` makes a copy
-for the job to run in, so `run.workdir` must be an absolute path or a URI.
+It is `mtrec evaluate`: the same options (`--twins` too), the same exit codes. `--working-dir` makes
+a copy for the job to run in, so `run.workdir` must be an absolute path or a URI.
 """
 
 import sys

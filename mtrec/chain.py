@@ -8,7 +8,8 @@ one stage redoes what depends on it, and nothing else. `run` is `mtrec run`.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,29 +25,37 @@ logger = logging.getLogger("mtrec.chain")
 STAGES = ("prepare", "embed", "train", "evaluate", "score")
 """All stages in order."""
 
-# What changes only how fast a stage runs, not what it gives, stays out of its key.
+# What changes only how fast a stage runs, not what it gives, stays out of its key; so does the gate
+# of the twins, which have a key of their own.
 _SPEED = {
     "text": {"device", "actors", "batch_tokens", "store"},
     "train": {"num_workers", "use_gpu", "max_failures"},
+    "evaluate": {"max_harm"},
     "score": {"batch_size", "actors"},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Where a run's artifacts lie."""
+    """Where a run's artifacts lie.
+
+    Attributes:
+        workdir: the run's own.
+        shared: workdir of the run whose dataset and text vectors it reads; None: its own.
+    """
 
     workdir: str
+    shared: str | None = None
 
     @property
     def dataset(self) -> str:
         """The cleaned and split tables."""
-        return storage.join(self.workdir, "dataset")
+        return storage.join(self.shared or self.workdir, "dataset")
 
     @property
     def embeddings(self) -> str:
         """The text vectors."""
-        return storage.join(self.workdir, "embeddings")
+        return storage.join(self.shared or self.workdir, "embeddings")
 
     @property
     def bundles(self) -> str:
@@ -68,6 +77,11 @@ class Paths:
         """Everybody's list."""
         return storage.join(self.workdir, "predictions")
 
+    @property
+    def twins(self) -> str:
+        """The comparison with single-task twins, whose own workdirs are beside it."""
+        return storage.join(self.workdir, "twins", "report")
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -79,7 +93,11 @@ class Outcome:
 
 
 def run(
-    config: Config, *, address: str | None = None, stages: Sequence[str] | None = None
+    config: Config,
+    *,
+    address: str | None = None,
+    stages: Sequence[str] | None = None,
+    twins: bool = False,
 ) -> Outcome:
     """Run the chain, skipping what is done and valid.
 
@@ -90,9 +108,11 @@ def run(
         config: the run.
         address: address of a Ray cluster; default: the `RAY_ADDRESS` variable, else a local one.
         stages: run only these, in the chain's order; the artifacts that they read must be there.
+        twins: also train each task alone and compare, below `twins/`; whether joint training harms
+            a task is for the caller to ask (`harm.check_harm`).
 
     Raises:
-        ConfigError: an unknown stage.
+        ConfigError: an unknown stage, or a run that has no twins.
         DataError: the input data cannot be used.
         ArtifactError: an artifact is damaged, a stage that was left out has not been run, another
             run has the workdir, or the storage fails.
@@ -101,6 +121,12 @@ def run(
     for stage in chosen:
         if stage not in STAGES:
             raise ConfigError(f'unknown stage "{stage}"; the stages are {", ".join(STAGES)}')
+    if twins:
+        from mtrec.harm import twinned_tasks
+
+        if "evaluate" not in chosen:
+            raise ConfigError("twins are compared after evaluate, which is not among the stages")
+        twinned_tasks(config)
     split = config.data.split
     if isinstance(split, KFoldSplit) and split.fold is None:
         with hold_workdir(config.run.workdir):
@@ -111,14 +137,12 @@ def run(
         chain.tidy()
         for stage in STAGES:
             check_lock()
-            try:
-                getattr(chain, f"_{stage}")(stage in chosen)
-            except MtrecError:
-                raise
-            except Exception as error:
-                raise _explain(error, stage, config.run.workdir) from error
+            with _explained(stage, config.run.workdir):
+                chain.walk(stage, stage in chosen)
             if stage == chosen[-1]:
                 break
+        if twins:
+            _run_twins(chain, check_lock)
     outcome = chain.outcome
     if not outcome.done:
         event(logger, "run.nothing_to_do", up_to_date=",".join(outcome.skipped))
@@ -203,13 +227,39 @@ def _join_reports(paths: Paths, reports: Sequence[str]) -> None:
         writer.details = {"model": joined["model"]}
 
 
+def _run_twins(joint: "_Chain", check_lock: Callable[[], None]) -> None:
+    """Train a twin of each task on the joint run's dataset and text vectors, and compare."""
+    from mtrec.harm import twinned_tasks
+    from mtrec.twins import twin_config
+
+    twins: dict[str, _Chain] = {}
+    for task in twinned_tasks(joint.config):
+        check_lock()
+        event(logger, "twin.start", task=task.name)
+        config = twin_config(joint.config, task)
+        twin = _Chain(config, joint.address, shared=joint.paths.workdir)
+        twin.ids.update({name: joint.ids[name] for name in ("dataset", "embeddings")})
+        twin.write_config()
+        twin.tidy()
+        with _explained(f"the twin of {task.name}", config.run.workdir):
+            twin.walk("train")
+        twins[task.name] = twin
+        if "train" in twin.outcome.done:
+            joint.outcome.done[f"twin of {task.name}"] = twin.outcome.done["train"]
+        else:
+            joint.outcome.skipped.append(f"twin of {task.name}")
+    check_lock()
+    with _explained("twins", joint.config.run.workdir):
+        joint.compare(twins)
+
+
 class _Chain:
     """One walk along the stages; keeps the ids that the next keys need."""
 
-    def __init__(self, config: Config, address: str | None) -> None:
+    def __init__(self, config: Config, address: str | None, shared: str | None = None) -> None:
         self.config = config
         self.address = address
-        self.paths = Paths(config.run.workdir)
+        self.paths = Paths(config.run.workdir, shared)
         self.outcome = Outcome(self.paths)
         self.ids: dict[str, str] = {}
         self._is_connected = False
@@ -234,6 +284,10 @@ class _Chain:
 
         storage.remove_abandoned(self.paths.workdir)
         remove_unfinished(self.paths.bundles)
+
+    def walk(self, stage: str, wanted: bool = True) -> None:
+        """Take a stage: do it, or see that it is done; one that is not wanted must be done."""
+        getattr(self, f"_{stage}")(wanted)
 
     def _prepare(self, wanted: bool) -> None:
         from mtrec.data.pipeline import input_fingerprint, prepare
@@ -391,6 +445,38 @@ class _Chain:
             ),
         )
 
+    def compare(self, twins: Mapping[str, "_Chain"]) -> None:
+        """Compare each task with its twin, unless that is done and valid."""
+        from mtrec.bundle import find_bundle
+        from mtrec.twins import evaluate_twins
+
+        parents = {name: self.ids[name] for name in ("dataset", "bundle")}
+        parents |= {f"twin of {task}": twin.ids["bundle"] for task, twin in twins.items()}
+        score = self.config.score
+        key = storage.hash_values(
+            "twins",
+            self._section("evaluate"),
+            self.config.evaluate.max_harm,
+            [score.candidates, score.weights, self.config.run.seed],
+            parents,
+        )
+        self._stage(
+            "twins",
+            True,
+            kind="twins",
+            path=self.paths.twins,
+            key=key,
+            work=lambda: evaluate_twins(
+                self.config,
+                dataset=self.paths.dataset,
+                bundle=find_bundle(self.paths.bundles),
+                twins={task: find_bundle(twin.paths.bundles) for task, twin in twins.items()},
+                path=self.paths.twins,
+                key=key,
+                parents=parents,
+            ),
+        )
+
     def _stage(
         self,
         stage: str,
@@ -446,6 +532,17 @@ class _Chain:
         """Give a section of the configuration without what only changes speed."""
         tree: dict[str, Any] = getattr(self.config, name).model_dump(mode="json")
         return {key: value for key, value in tree.items() if key not in _SPEED.get(name, set())}
+
+
+@contextmanager
+def _explained(stage: str, workdir: str) -> Iterator[None]:
+    """Let errors of ours through, also those of other processes, and explain the storage's."""
+    try:
+        yield
+    except MtrecError:
+        raise
+    except Exception as error:
+        raise _explain(error, stage, workdir) from error
 
 
 def _explain(error: Exception, stage: str, workdir: str) -> BaseException:

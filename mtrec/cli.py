@@ -95,11 +95,16 @@ def _root(
 
 
 def _stages(
-    config: Path, overrides: list[str] | None, address: str | None, verbose: bool, *names: str
+    config: Path,
+    overrides: list[str] | None,
+    address: str | None,
+    verbose: bool,
+    *names: str,
+    twins: bool = False,
 ) -> tuple[Config, chain.Outcome]:
     configure_logging(verbose=verbose)
     loaded = load_config(config, overrides or [])
-    outcome = chain.run(loaded, address=address, stages=names or None)
+    outcome = chain.run(loaded, address=address, stages=names or None, twins=twins)
     for name in outcome.skipped:
         print(f"{name}: up to date, nothing to do")
     for name, seconds in outcome.done.items():
@@ -126,21 +131,41 @@ def _add_stage(name: str, text: str) -> None:
         address: AddressOption = None,
         verbose: VerboseOption = False,
     ) -> None:
-        _, outcome = _stages(config, overrides, address, verbose, name)
-        if name == "evaluate":
-            _print_report(outcome.paths)
+        _stages(config, overrides, address, verbose, name)
 
     app.command(name, help=text)(command)
 
 
-for _name, _text in (
-    ("prepare", "Read, check, clean and split the raw tables into a dataset."),
-    ("embed", "Turn the dataset's texts into vectors; texts embedded before are not done again."),
-    ("train", "Fit the model on the dataset and leave a bundle."),
-    ("evaluate", "Judge the bundle on held-out events beside the baselines; leave a report."),
-    ("score", "Write every user's best items as Parquet."),
-):
-    _add_stage(_name, _text)
+_add_stage("prepare", "Read, check, clean and split the raw tables into a dataset.")
+_add_stage(
+    "embed", "Turn the dataset's texts into vectors; texts embedded before are not done again."
+)
+_add_stage("train", "Fit the model on the dataset and leave a bundle.")
+
+
+@app.command()
+def evaluate(
+    config: ConfigOption,
+    twins: Annotated[
+        bool,
+        typer.Option(
+            "--twins",
+            help="Also train each task alone and report what joint training gave or took; fails "
+            "where a task loses more than evaluate.max_harm.",
+        ),
+    ] = False,
+    overrides: SetOption = None,
+    address: AddressOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Judge the bundle on held-out events beside the baselines; leave a report."""
+    _, outcome = _stages(config, overrides, address, verbose, "evaluate", twins=twins)
+    _print_report(outcome.paths)
+    if twins:
+        _print_twins(outcome.paths)
+
+
+_add_stage("score", "Write every user's best items as Parquet.")
 
 
 @app.command()
@@ -270,6 +295,19 @@ def doctor(
         if check.remedy:
             print(f"        {check.remedy}")
     raise typer.Exit(1 if problems else 0)
+
+
+def _print_twins(paths: chain.Paths) -> None:
+    """Print what joint training gave or took, then let it pass the gate or not."""
+    from mtrec import storage
+    from mtrec.harm import check_harm, twins_table
+
+    path = storage.join(paths.twins, "twins.json")
+    with storage.explained("read the comparison with twins", paths.workdir):
+        tree = storage.read_json(path)
+    print(f"\n{twins_table(tree)}")
+    print(f"twins: {storage.join(paths.twins, 'twins.html')}", flush=True)
+    check_harm(tree)
 
 
 def _print_report(paths: chain.Paths) -> None:

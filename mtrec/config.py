@@ -690,6 +690,9 @@ class EvaluateConfig(_Section):
     """Resamples of users behind each interval."""
     max_dense_items: int = Field(50_000, ge=1)
     """Catalogues above this get no dense item-item baseline; the report says so."""
+    max_harm: float = Field(0.02, ge=0.0)
+    """`mtrec evaluate --twins` fails where a task is significantly worse than trained alone, and by
+    more than this share of its figure."""
 
 
 class ScoreConfig(_Section):

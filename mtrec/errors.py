@@ -4,6 +4,7 @@
     |-- ConfigError       the configuration or the command line; exit code 2
     |-- DataError         the data that was brought; exit code 3
     |-- ArtifactError     what mtrec wrote is missing, damaged or foreign; exit code 4
+    |-- GateError         a result is worse than the configuration allows; exit code 1
     `-- RequestError      one request to a recommender; HTTP status 422, 404, ...
 
 A message names the thing, what was found, what was expected and the remedy, in one to three lines.
@@ -34,6 +35,10 @@ class ArtifactError(MtrecError):
     """Report an artifact that is missing, damaged or does not fit the run."""
 
     exit_code = 4
+
+
+class GateError(MtrecError):
+    """Report a result that is worse than the configuration allows."""
 
 
 class RequestError(MtrecError):

@@ -63,11 +63,9 @@ def build_report(
         links: all links, for a social task.
     """
     notes = list(notes)
-    draws = Draws(config.evaluate.bootstrap_samples, config.run.seed)
-    test = _measure(config, histories, items, links, answered.get("test", {}), "test", draws)
-    no_draws = Draws(0, config.run.seed)
-    validation = _measure(
-        config, histories, items, links, answered.get("validation", {}), "validation", no_draws
+    test = measure(config, histories, items, answered.get("test", {}), "test", links=links)
+    validation = measure(
+        config, histories, items, answered.get("validation", {}), "validation", links, samples=0
     )
     for split, figures in (("test", test), ("validation", validation)):
         for task in config.tasks:
@@ -77,7 +75,7 @@ def build_report(
     model = {name: comparison.values_json(f[MODEL]) for name, f in test.items() if MODEL in f}
     names = [name for name in answered.get("test", {}) if name != MODEL]
     report: Tree = {
-        "protocol": _protocol(config, histories, items, links),
+        "protocol": describe_protocol(config, histories, items, links),
         "model": model,
         "baselines": {name: _of(test, name, comparison.values_json) for name in names},
         "intervals": {name: _of(test, name, comparison.intervals_json) for name in [MODEL, *names]},
@@ -158,16 +156,30 @@ def _of(
     return {task: to_json(figures[name]) for task, figures in measured.items() if name in figures}
 
 
-def _measure(
+def measure(
     config: Config,
     histories: Histories,
     items: ItemFacts,
-    links: Links | None,
     answers: Mapping[str, Answers],
     split: str,
-    draws: Draws,
+    links: Links | None = None,
+    *,
+    samples: int | None = None,
 ) -> dict[str, Figures]:
-    """Give task -> method -> metric -> figure on one split; tasks without rows are left out."""
+    """Give task -> method -> metric -> figure on one split; tasks without rows are left out.
+
+    Args:
+        config: the run; its seed decides which users are drawn for the intervals.
+        histories: all events.
+        items: what metrics need of the items.
+        answers: what each method says about the split.
+        split: which one.
+        links: all links, for a social task.
+        samples: resamples behind each interval; by default `evaluate.bootstrap_samples`.
+    """
+    if samples is None:
+        samples = config.evaluate.bootstrap_samples
+    draws = Draws(samples, config.run.seed)
     measured: dict[str, Figures] = {}
     for task in config.tasks:
         if isinstance(task, RegressionTask | BinaryTask):
@@ -268,7 +280,9 @@ def _tree(tree: Tree, name: str) -> Tree:
     return found
 
 
-def _protocol(config: Config, histories: Histories, items: ItemFacts, links: Links | None) -> Tree:
+def describe_protocol(
+    config: Config, histories: Histories, items: ItemFacts, links: Links | None = None
+) -> Tree:
     """Say how the figures were made, in the words that a reader needs to repeat them."""
     k = config.evaluate.k
     test = baselines.relevant_items(histories, "test", len(items.train_count))

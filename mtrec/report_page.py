@@ -1,8 +1,9 @@
-"""The page `report.html`: one file that opens from disk, without network or script.
+"""The pages `report.html` and `twins.html`: files that open from disk, without network or script.
 
-It shows what `report.json` says and computes nothing of its own: figures with intervals beside the
-baselines, the learning curves, calibration, predictions by true value, slices, every metric in a
-table, and the protocol in words. Style sheet and frame are `report.html.template`.
+They show what the JSON beside them says and compute nothing of their own: figures with intervals
+beside the baselines, the learning curves, calibration, predictions by true value, slices, every
+metric in a table, and the protocol in words; of twins, each task trained together and alone. Style
+sheet and frame are `report.html.template`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,9 +70,100 @@ def render_html(report: Json) -> str:
         page.tables(),
         page.protocol(),
     ]
-    data = report["protocol"]["data"]
+    return _frame(f"mtrec on {report['protocol']['data']}", sections)
+
+
+def render_twins(tree: Json) -> str:
+    """Make the page of a comparison with single-task twins.
+
+    Args:
+        tree: of `twins.json`.
+    """
+    facts, tasks = tree["protocol"], tree["tasks"]
+    allowed = f"{100 * facts['max_harm']:g} %"
+    chips = [
+        ("users", f"{facts['users']:,}"),
+        ("items", f"{facts['items']:,}"),
+        ("test events", f"{facts['events']['test']:,}"),
+        ("split", str(facts["split"]).replace("_", "-")),
+        ("seed", str(facts["seed"])),
+        ("allowed loss", allowed),
+    ]
+    shown = "".join(f"<li>{escape(name)} <b>{escape(value)}</b></li>" for name, value in chips)
+    header = (
+        f"<header><h1>What does joint training give or take on {escape(str(facts['data']))}?</h1>"
+        "<p>Each task of the joint model beside its twin: the same network on the same data under "
+        "the same budget, with the loss of that task alone. A task is harmed where its whole "
+        f"95 % interval is a loss and the loss is above {allowed}.</p>"
+        f'<ul class="facts">{shown}</ul></header>'
+    )
+    gains = [
+        _gain(name, entry, set(facts["lower_is_better"]))
+        for name, entry in tasks.items()
+        if "relative" in entry
+    ]
+    parts = []
+    if gains:
+        parts.append(
+            _figure(
+                "Joint training against training alone",
+                "relative change of each task's figure, right of zero: joint training helps",
+                dots(gains, title="relative changes", form=_percent, zero=True),
+            )
+        )
+    for name, entry in tasks.items():
+        rows = []
+        for label, key, series in (("together", "joint", "a"), ("alone", "twin", "b")):
+            low, high = entry.get(f"{key}_interval", (None, None))
+            rows.append(Bar(label, entry[key], low, high, series))
+        direction = "lower" if entry["metric"] in facts["lower_is_better"] else "higher"
+        parts.append(
+            _figure(
+                _metric(entry["metric"]),
+                f"{name}, {direction} is better",
+                bars(rows, title=f"{entry['metric']} of {name}", form=_number),
+            )
+        )
+    body = "".join(_twins_row(name, entry) for name, entry in tasks.items())
+    table = (
+        "<h2>All figures</h2><p>On test, with 95 % intervals over users; changes are paired.</p>"
+        '<div class="card"><div class="scroll"><table><thead><tr><th>task</th><th>metric</th>'
+        "<th>together</th><th>alone</th><th>change</th><th></th></tr></thead>"
+        f"<tbody>{body}</tbody></table></div></div>"
+    )
+    notes = "".join(f"<li>{escape(str(note))}</li>" for note in tree["notes"])
+    sections = [
+        header,
+        f'<section class="grid">{"".join(parts)}</section>',
+        table,
+        f'<ul class="notes">{notes}</ul>' if notes else "",
+    ]
+    return _frame(f"mtrec twins on {facts['data']}", sections)
+
+
+def _gain(task: str, entry: Json, lower: set[str]) -> Bar:
+    """Give a change such that more is better, whatever the metric."""
+    better = -1.0 if entry["metric"] in lower else 1.0
+    low, high = sorted(better * bound for bound in entry["relative_interval"])
+    return Bar(task, better * entry["relative"], low, high, "c" if entry["harm"] else "a")
+
+
+def _twins_row(task: str, entry: Json) -> str:
+    cells = []
+    for key, form in (("joint", _number), ("twin", _number), ("relative", _percent)):
+        low, high = entry.get(f"{key}_interval", (None, None))
+        bounds = "" if low is None else f"<small>{form(low)} – {form(high)}</small>"
+        cells.append(f"<td>{form(entry[key]) if key in entry else '-'}{bounds}</td>")
+    verdict = '<td class="bad">harm</td>' if entry["harm"] else "<td></td>"
+    return (
+        f"<tr><td>{escape(task)}</td><td>{escape(_metric(entry['metric']))}</td>"
+        f"{''.join(cells)}{verdict}</tr>"
+    )
+
+
+def _frame(title: str, sections: Sequence[str]) -> str:
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(f"mtrec on {data}"), body="\n".join(part for part in sections if part)
+        title=escape(title), body="\n".join(part for part in sections if part)
     )
 
 

@@ -49,7 +49,7 @@ class Manifest:
     """What one artifact is and what it was made from.
 
     Attributes:
-        kind: `dataset`, `embeddings`, `checkpoint`, `bundle`, `predictions` or `report`.
+        kind: `dataset`, `embeddings`, `checkpoint`, `bundle`, `predictions`, `report` or `twins`.
         id: new for every write, so that whatever depends on a rewritten artifact is redone.
         key: hash of the configuration and the parents' ids; the work is done if it is unchanged.
         content: hash over the names and contents of the files; equal content, equal hash.

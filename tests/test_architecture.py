@@ -24,7 +24,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("index", "userstore", "rerank", "metrics", "itemitem", "friends"),
         *("baselines", "report"),
         *("comparison", "charts", "report_page"),
-        *("query", "catalogue", "folds"),
+        *("query", "catalogue", "folds", "harm"),
     ),
     3: ("bundle",),
     4: ("recommender", "ranker", "inputs"),
@@ -38,6 +38,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "score",
         "score_friends",
         "evaluate",
+        "twins",
     ),
     6: ("chain", "doctor", "cli", "serve.app"),
 }

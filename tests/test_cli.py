@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -5,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from test_harm import judged
 
-from mtrec.cli import app, run_shell
+from mtrec.chain import Paths
+from mtrec.cli import _print_twins, app, run_shell
 from mtrec.config import Config
 from mtrec.configfile import dump_config
 from mtrec.errors import ArtifactError, ConfigError, DataError, MtrecError
@@ -125,6 +128,32 @@ def test_a_whole_bundle_is_verified_and_shown(planted_run) -> None:
     shown = mtrec("bundle", "show", bundles)
     assert shown.returncode == 0
     assert '"retrieval"' in shown.stdout
+
+
+def test_twins_print_their_table_before_the_gate_speaks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "twins" / "report"
+    folder.mkdir(parents=True)
+    (folder / "twins.json").write_text(json.dumps(judged("rating")))
+
+    code = run_shell(lambda: _print_twins(Paths(str(tmp_path))))
+
+    told = capsys.readouterr()
+    assert code == 1
+    assert f"twins: {folder}/twins.html" in told.out
+    assert "+5.1 % [+3.0, +7.0]  harm" in told.out
+    assert few_lines(told.err)[0].startswith("mtrec: joint training harms rating (rmse 1.0210")
+    (folder / "twins.json").write_text(json.dumps(judged()))
+    assert run_shell(lambda: _print_twins(Paths(str(tmp_path)))) == 0
+
+
+def test_twins_of_all_folds_end_with_2_and_say_what_to_choose(plant, tmp_path: Path) -> None:
+    path = _file(plant(tmp_path), tmp_path)
+    folds = 'data.split={"method": "k_fold"}'
+    done = mtrec("evaluate", "--twins", "-c", path, "--set", folds)
+    assert done.returncode == 2
+    assert "data.split.fold" in few_lines(done.stderr)[1]
 
 
 def test_a_command_without_its_option_is_a_usage_error() -> None:

@@ -5,11 +5,12 @@ import inspect
 import pytest
 
 from mtrec import errors
-from mtrec.errors import ArtifactError, ConfigError, DataError, MtrecError, RequestError
+from mtrec.errors import ArtifactError, ConfigError, DataError, GateError, MtrecError, RequestError
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"), [(MtrecError, 1), (ConfigError, 2), (DataError, 3), (ArtifactError, 4)]
+    ("kind", "code"),
+    [(MtrecError, 1), (ConfigError, 2), (DataError, 3), (ArtifactError, 4), (GateError, 1)],
 )
 def test_each_kind_of_error_has_the_exit_code_that_users_were_promised(
     kind: type[MtrecError], code: int
@@ -38,5 +39,5 @@ def test_a_request_error_is_a_422_unless_said_otherwise() -> None:
 def test_every_error_of_the_module_can_be_caught_as_one() -> None:
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
 
-    assert len(kinds) == 5
+    assert len(kinds) == 6
     assert all(issubclass(kind, MtrecError) for kind in kinds)

@@ -5,9 +5,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from test_harm import judged
 from test_report import _histories, _report
 
-from mtrec.report_page import render_html
+from mtrec.report_page import render_html, render_twins
 
 
 class _Checker(HTMLParser):
@@ -100,3 +101,28 @@ def test_a_part_that_is_missing_leaves_the_rest(part: str) -> None:
 def test_a_report_without_figures_is_still_a_page() -> None:
     page = render_html(_report(_histories(test=False)))
     assert "no figures on test" in _parse(page).text
+
+
+# ---- twins --------------------------------------------------------------------------------------
+
+
+def test_the_page_of_twins_is_well_formed_and_shows_every_task() -> None:
+    page = render_twins(judged("rating"))
+    checker = _parse(page)
+    assert checker.open == []
+    assert "script" not in checker.tags
+    assert "http" not in page
+    for part in ("click", "rating", "RMSE", "1.021", "0.9712", "+5.1 %", "harm", "2 %", "aloud"):
+        assert part in checker.text
+
+
+def test_right_of_zero_joint_training_helps_whatever_the_metric() -> None:
+    page = render_twins(judged())
+    # RMSE grew by 5.1 %, NDCG by 10 %.
+    assert "<title>rating: -5.1 % [-7.0 %, -3.0 %]</title>" in page
+    assert "<title>click: +10 % [-2.0 %, +20 %]</title>" in page
+
+
+def test_a_comparison_without_figures_is_still_a_page() -> None:
+    tree = {**judged(), "tasks": {}}
+    assert "aloud" in _parse(render_twins(tree)).text

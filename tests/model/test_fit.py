@@ -174,6 +174,51 @@ def test_the_exported_average_follows_the_warm_started_formula(config, make_data
     assert torch.allclose(state.export_weights()[name], expected, atol=1e-7)
 
 
+@pytest.mark.parametrize("balance", ["fixed", "uncertainty"])
+@pytest.mark.parametrize("task", ["item", "stars", "like"])
+def test_tasks_of_weight_0_give_no_gradient(any_config, make_data, task: str, balance: str) -> None:
+    data, _ = make_data()
+    tasks = [t.model_copy(update={"weight": 2.0 * (t.name == task)}) for t in any_config.tasks]
+    config = _with_train(any_config.model_copy(update={"tasks": tasks}), balance=balance)
+    state = start_state(config, data, CPU)
+    batch = next(epoch_batches(config, data, 0, rank=0, num_workers=1))
+    parameters = dict(state.model.named_parameters())
+
+    def gradients(name: str | None) -> dict[str, torch.Tensor]:
+        losses = {key: total / count for key, (total, count) in state.objective(batch).items()}
+        if name is None:
+            loss = state.objective.balance(losses)
+        else:
+            # The task alone, written out: s = 0 at the start, half of a squared error.
+            parts = {"item": {"item": 1.0, "content": 0.2, "collaborative": 0.2}}
+            half = 0.5 if (name, balance) == ("stars", "uncertainty") else 1.0
+            loss = sum(
+                2.0 * weight * half * losses[key] / state.constants[key]
+                for key, weight in parts.get(name, {name: 1.0}).items()
+            )
+        found = torch.autograd.grad(loss, parameters.values(), materialize_grads=True)
+        return dict(zip(parameters, found, strict=True))
+
+    joint, alone = gradients(None), gradients(task)
+    assert any(gradient.any() for gradient in joint.values())
+    for name, gradient in alone.items():
+        assert torch.allclose(joint[name], gradient, rtol=1e-5, atol=1e-7), name
+    others = {"stars", "like"} - {task}
+    for name in (f"ranking.heads.{other}.weight" for other in others):
+        assert not joint[name].any()
+
+
+@pytest.mark.parametrize("balance", ["fixed", "uncertainty"])
+def test_where_every_weight_is_0_nothing_is_learned(any_config, make_data, balance: str) -> None:
+    data, _ = make_data()
+    tasks = [task.model_copy(update={"weight": 0.0}) for task in any_config.tasks]
+    config = _with_train(any_config.model_copy(update={"tasks": tasks}), balance=balance)
+    state = start_state(config, data, CPU)
+    train_step(state, next(epoch_batches(config, data, 0, rank=0, num_workers=1)), config)
+    for name, parameter in state.objective.named_parameters():
+        assert parameter.grad is None or not parameter.grad.any(), name
+
+
 def test_without_training_events_there_is_a_clear_error(config, make_data) -> None:
     data, _ = make_data()
     empty = data.train.select(np.zeros(data.train.num_events, bool))

@@ -1,0 +1,131 @@
+"""The driver of `evaluate --twins`: single-task twins of a run, asked the same as the joint model.
+
+A twin is the run itself in which one task alone has a loss. `chain.py` trains it; here all models
+answer for the test split, and `harm.py` makes the comparison of it. Nothing is fitted or chosen
+here, and whether a loss is tolerable is not decided here either.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from mtrec import storage
+from mtrec.bundle import load_bundle
+from mtrec.comparison import MODEL, ItemFacts
+from mtrec.config import Config, Task, social_task
+from mtrec.data.dataset import read_histories, read_table
+from mtrec.data.histories import Histories
+from mtrec.data.links import Links
+from mtrec.evaluate import ask_friends, ask_model
+from mtrec.harm import compare_twins
+from mtrec.model.loading import read_links
+from mtrec.model.validation import PRIMARY
+from mtrec.report import Answers
+from mtrec.report_page import render_twins
+from mtrec.runlog import event
+from mtrec.storage import Manifest
+
+logger = logging.getLogger("mtrec.twins")
+
+
+def twin_config(config: Config, task: Task) -> Config:
+    """Give the run in which this task alone has a loss, in a folder of its own below the run's.
+
+    Everything else stays: data, seed, network, budget. Its own validation figure picks the epoch.
+    Tasks without a loss are not blended into its lists either: they predict nothing.
+    """
+    places = {
+        name: storage.join(place, "twins", task.name)
+        for name in ("workdir", "storage")
+        if (place := getattr(config.run, name)) is not None
+    }
+    silent = [
+        other if other.name == task.name else other.model_copy(update={"weight": 0.0})
+        for other in config.tasks
+    ]
+    monitor = f"{task.name}/{_metric(config, task)}"
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update=places),
+            "tasks": silent,
+            "train": config.train.model_copy(update={"monitor": monitor}),
+            "score": config.score.model_copy(update={"weights": {}}),
+        }
+    )
+
+
+def evaluate_twins(
+    config: Config,
+    *,
+    dataset: str,
+    bundle: str,
+    twins: Mapping[str, str],
+    path: str,
+    key: str,
+    parents: Mapping[str, str],
+) -> Manifest:
+    """Compare the joint model with its twins on test, and write `twins.json` and `twins.html`.
+
+    Args:
+        config: the joint run.
+        dataset: folder or URI of the dataset artifact.
+        bundle: folder of the joint model's version.
+        twins: task -> folder of its twin's version.
+        path: folder or URI that receives the comparison.
+        key: hash of the work.
+        parents: ids of the artifacts that it is made from.
+    """
+    started = time.perf_counter()
+    histories = read_histories(dataset)
+    items = read_table(storage.join(dataset, "items.parquet"))
+    train_count = np.zeros(items.num_rows + 2, np.int64)
+    train_count[items.column("item_index").to_numpy()] = items.column("train_count").to_numpy()
+    links = None
+    if social_task(config.tasks) is not None:
+        links = read_links(dataset, read_table(storage.join(dataset, "users.parquet")))
+    tree = compare_twins(
+        config,
+        links=links,
+        histories=histories,
+        items=ItemFacts(train_count, None),
+        joint=_ask(config, dataset, bundle, histories, links),
+        twins={
+            task: _ask(twin_config(config, config.task(task)), dataset, place, histories, links)
+            for task, place in twins.items()
+        },
+        metrics={task: _metric(config, config.task(task)) for task in twins},
+    )
+    tree["bundles"] = {
+        name: {"version": storage.base_name(place), "epoch": _epoch(place)}
+        for name, place in {
+            "joint": bundle,
+            **{f"twin of {t}": p for t, p in twins.items()},
+        }.items()
+    }
+    with storage.write_artifact(path, kind="twins", key=key, parents=parents) as writer:
+        storage.write_json(writer.join("twins.json"), tree)
+        storage.write_bytes(writer.join("twins.html"), render_twins(tree).encode("utf-8"))
+        writer.details = {"tasks": tree["tasks"]}
+    event(logger, "twins.done", seconds=time.perf_counter() - started, path=path)
+    return storage.read_manifest(path, "twins")
+
+
+def _ask(
+    config: Config, dataset: str, bundle: str, histories: Histories, links: Links | None
+) -> Answers:
+    answered, social = ask_model(
+        config, dataset=dataset, bundle=bundle, histories=histories, splits=["test"]
+    )
+    if links is not None:
+        ask_friends(config, load_bundle(bundle), histories, links, social, answered)
+    return answered["test"][MODEL]
+
+
+def _metric(config: Config, task: Task) -> str:
+    return PRIMARY[task.kind].format(k=config.evaluate.k)
+
+
+def _epoch(bundle: str) -> object:
+    return storage.read_json(storage.join(bundle, "metrics.json")).get("epoch")

@@ -1,0 +1,101 @@
+"""Single-task twins: which run a twin is, and a run with its twins from end to end."""
+
+import json
+from pathlib import Path
+
+import pytest
+from small_bundle import small_config
+
+from mtrec import storage
+from mtrec.chain import run
+from mtrec.config import Config, KFoldSplit
+from mtrec.configfile import load_config, parse_config
+from mtrec.errors import ConfigError
+
+
+def test_a_twin_is_the_same_run_in_which_one_task_alone_has_a_loss() -> None:
+    from mtrec.twins import twin_config
+
+    config = small_config()
+    twin = twin_config(config, config.task("stars"))
+    assert {task.name: task.weight for task in twin.tasks} == {"click": 0, "stars": 1, "like": 0}
+    assert twin.run.workdir == f"{config.run.workdir}/twins/stars"
+    changed = {"run", "tasks", "train", "score"}
+    for section in set(type(config).model_fields) - changed:
+        assert getattr(twin, section) == getattr(config, section)
+    assert twin.train == config.train.model_copy(update={"monitor": "stars/rmse"})
+    assert twin.run.seed == config.run.seed
+
+
+@pytest.mark.parametrize(
+    ("task", "monitor"), [("click", "click/ndcg@10"), ("stars", "stars/rmse"), ("like", "like/auc")]
+)
+def test_a_twins_own_figure_picks_its_epoch(task: str, monitor: str) -> None:
+    from mtrec.twins import twin_config
+
+    config = small_config()
+    twin = twin_config(config, config.task(task))
+    assert twin.train.monitor == monitor
+    assert parse_config(twin.model_dump(mode="json")) == twin
+
+
+def test_a_twin_keeps_its_weight_and_blends_no_task_without_a_loss_into_its_lists() -> None:
+    from mtrec.twins import twin_config
+
+    config = small_config(weights={"click": 1.0, "like": 0.5})
+    heavy = config.tasks[0].model_copy(update={"weight": 3.0})
+    config = config.model_copy(update={"tasks": [heavy, *config.tasks[1:]]})
+    twin = twin_config(config, heavy)
+    assert twin.task("click").weight == 3.0
+    assert twin.score.weights == {}
+
+
+def test_twins_of_all_folds_are_refused_before_any_work(tmp_path: Path) -> None:
+    config = small_config()
+    split = KFoldSplit(method="k_fold")
+    folds = config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"workdir": str(tmp_path / "run")}),
+            "data": config.data.model_copy(update={"split": split}),
+        }
+    )
+    with pytest.raises(ConfigError, match="choose a fold"):
+        run(folds, stages=["evaluate"], twins=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_twins_without_evaluate_are_refused() -> None:
+    with pytest.raises(ConfigError, match="compared after evaluate"):
+        run(small_config(), stages=["train"], twins=True)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_twins_are_trained_compared_and_kept(copied_run: Config) -> None:
+    config, workdir = copied_run, Path(copied_run.run.workdir)
+    names = [f"twin of {task.name}" for task in config.tasks]
+    assert list(run(config, stages=["evaluate"], twins=True).done) == [*names, "twins"]
+
+    tree = json.loads((workdir / "twins" / "report" / "twins.json").read_text())
+    report = json.loads((workdir / "report" / "report.json").read_text())
+    assert list(tree["tasks"]) == sorted(task.name for task in config.tasks)
+    for name, entry in tree["tasks"].items():
+        assert entry["joint"] == pytest.approx(report["model"][name][entry["metric"]], rel=1e-6)
+        assert entry["joint"] != entry["twin"]
+        bounds = report["intervals"]["model"][name][entry["metric"]]
+        assert entry["joint_interval"] == pytest.approx(bounds, rel=1e-6)
+    assert "</html>" in (workdir / "twins" / "report" / "twins.html").read_text()
+    # A twin's configuration runs, and what it reads is the joint run's.
+    twin = workdir / "twins" / "rating"
+    assert load_config(str(twin / "config.yaml")).train.monitor == "rating/rmse"
+    assert not (twin / "dataset").exists()
+    manifest = storage.read_manifest(str(workdir / "twins" / "report"), "twins")
+    assert {"dataset", "bundle", *names} == set(manifest.parents)
+
+    again = run(config, stages=["evaluate"], twins=True)
+    assert again.done == {}
+    assert again.skipped == ["evaluate", *names, "twins"]
+    # What the gate allows is no part of the report.
+    allowed = config.evaluate.model_copy(update={"max_harm": 0.5})
+    lenient = config.model_copy(update={"evaluate": allowed})
+    assert run(lenient, stages=["evaluate"]).done == {}
