@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from mtrec.configfile import parse_config
 from mtrec.errors import ArtifactError, RequestError
 from mtrec.query import Limits as QueryLimits
-from mtrec.query import Query, QueryReader
+from mtrec.query import Query, QueryReader, read_id
 from mtrec.serve.routes import Limits, ModelHost, create_fastapi, self_test
 
 CONFIG = parse_config(
@@ -70,7 +70,9 @@ class Shelf:
         self, item_id: str | int | None = None, text: str | None = None, k: int = 10
     ) -> list[dict[str, Any]]:
         self.reader.read_k(k)
-        if item_id is not None and item_id not in TITLES:
+        if item_id is not None and read_id(item_id, "item_id") not in {
+            str(item) for item in TITLES
+        }:
             raise RequestError(f"item {item_id} is unknown", code="unknown_item", status=404)
         return [{"item_id": item, "score": 1.0} for item in TITLES if item != item_id][:k]
 
