@@ -1,7 +1,6 @@
 """Single-task twins: which run a twin is, and a run with its twins from end to end."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -73,12 +72,9 @@ def test_twins_without_evaluate_are_refused() -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_twins_are_trained_compared_and_kept(copied_run: Config) -> None:
-    train = copied_run.train.model_copy(update={"epochs": 2})
-    config = copied_run.model_copy(update={"train": train})
-    workdir = Path(config.run.workdir)
-    first = run(config, stages=["train", "evaluate"], twins=True)
+    config, workdir = copied_run, Path(copied_run.run.workdir)
     names = [f"twin of {task.name}" for task in config.tasks]
-    assert list(first.done) == ["train", "evaluate", *names, "twins"]
+    assert list(run(config, stages=["evaluate"], twins=True).done) == [*names, "twins"]
 
     tree = json.loads((workdir / "twins" / "report" / "twins.json").read_text())
     report = json.loads((workdir / "report" / "report.json").read_text())
@@ -99,8 +95,7 @@ def test_twins_are_trained_compared_and_kept(copied_run: Config) -> None:
     again = run(config, stages=["evaluate"], twins=True)
     assert again.done == {}
     assert again.skipped == ["evaluate", *names, "twins"]
-    shutil.rmtree(twin / "bundles")
-    assert list(run(config, stages=["evaluate"], twins=True).done) == ["twin of rating", "twins"]
+    # What the gate allows is no part of the report.
     allowed = config.evaluate.model_copy(update={"max_harm": 0.5})
     lenient = config.model_copy(update={"evaluate": allowed})
-    assert list(run(lenient, stages=["evaluate"], twins=True).done) == ["twins"]
+    assert run(lenient, stages=["evaluate"]).done == {}
