@@ -130,18 +130,20 @@ def check_harm(tree: Json) -> None:
     Raises:
         GateError: joint training harms a task; all of them are named.
     """
-    harmed = [
-        f"{name} ({entry['metric']} {entry['joint']:.4f} together, {entry['twin']:.4f} alone: "
-        f"{_change(entry)})"
-        for name, entry in tree["tasks"].items()
-        if entry["harm"]
-    ]
+    harmed = {name: entry for name, entry in tree["tasks"].items() if entry["harm"]}
     if harmed:
+        told = [
+            f"{name} ({entry['metric']} {entry['joint']:.4f} together, {entry['twin']:.4f} alone: "
+            f"{_change(entry)})"
+            for name, entry in harmed.items()
+        ]
+        # Only these tasks have experts.
+        ranking = any(entry["kind"] in ("regression", "binary") for entry in harmed.values())
+        own = "give each task experts of its own (model.experts: {kind: ple}), " * ranking
         raise GateError(
-            f"joint training harms {' and '.join(harmed)}; evaluate.max_harm allows a loss of "
+            f"joint training harms {' and '.join(told)}; evaluate.max_harm allows a loss of "
             f"{100 * tree['protocol']['max_harm']:g} %\n"
-            "lower the weights of the other tasks, give each task experts of its own "
-            "(model.experts: {kind: ple}), or raise evaluate.max_harm"
+            f"lower the weights of the other tasks, {own}or raise evaluate.max_harm"
         )
 
 

@@ -191,8 +191,14 @@ def judged(*harmed: str) -> dict[str, Any]:
             "lower_is_better": ["rmse"],
         },
         "tasks": {
-            "click": {"metric": "ndcg@10", **click, "harm": "click" in harmed},
+            "click": {
+                "kind": "retrieval",
+                "metric": "ndcg@10",
+                **click,
+                "harm": "click" in harmed,
+            },
             "rating": {
+                "kind": "regression",
                 "metric": "rmse",
                 **rating,
                 "joint_interval": [0.99, 1.05],
@@ -219,6 +225,14 @@ def test_a_harmed_task_fails_the_gate_with_figures_and_a_remedy() -> None:
 def test_all_harmed_tasks_are_named() -> None:
     with pytest.raises(GateError, match=r"harms click \(.*\) and rating \("):
         check_harm(judged("rating", "click"))
+
+
+def test_experts_are_no_remedy_where_retrieval_alone_is_harmed() -> None:
+    with pytest.raises(GateError) as raised:
+        check_harm(judged("click"))
+    assert str(raised.value).splitlines()[1] == (
+        "lower the weights of the other tasks, or raise evaluate.max_harm"
+    )
 
 
 def test_without_harm_the_gate_lets_pass() -> None:
