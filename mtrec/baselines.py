@@ -49,8 +49,8 @@ GRIDS: dict[str, list[dict[str, float]]] = {
         for neighbours in (50, 100, 200)
         for shrink in (0, 20)
     ],
-    "ease": [{"reg": reg} for reg in (50, 100, 200, 500, 1000)],
-    "slim": [{"l1": l1, "l2": l2} for l1 in (1, 3, 10) for l2 in (100, 300, 1000)],
+    "ease": [{"reg": reg} for reg in (50, 100, 200, 300, 500, 1000)],
+    "slim": [{"l1": l1, "l2": l2} for l1 in (0.3, 1, 3) for l2 in (30, 100, 300)],
     # A higher alpha wants a higher reg, so the grid follows that line.
     "ials": [
         {"factors": factors, "alpha": alpha, "reg": reg}

@@ -293,7 +293,7 @@ def test_tuning_takes_the_best_on_validation_and_gives_its_lists() -> None:
 
 def test_tuning_without_validation_events_takes_the_middle_of_the_grid() -> None:
     tuned, _ = baselines.tune_ranking("ease", _random_histories(5, 8), 10, k=3, seed=0)
-    assert tuned.settings == {"reg": 200}
+    assert tuned.settings == {"reg": 300}
     assert tuned.tried == 0
 
 

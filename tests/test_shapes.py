@@ -150,10 +150,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "clicks only, and no tables": {
         "ratings": "none", "tasks": (NEXT,), "items_table": False, "users_table": False,
     },
-    "no users table": {"users_table": False},
     "one user": {"users": 1},
     "one item": {"items": 1},
-    "every rating equal": {"ratings": "equal"},
+    "every rating equal, and no users table": {"ratings": "equal", "users_table": False},
     "a set of events, MMoE, one ranking task": {
         "history": SET, "experts": MMOE, "tasks": (NEXT, STARS),
     },
