@@ -20,12 +20,14 @@ from mtrec.model.balance import (
     constant_binary_loss,
     constant_retrieval_loss,
 )
-from mtrec.model.batches import TrainingData, epoch_batches
+from mtrec.model.batches import TrainingData, epoch_batches, make_social_batch
 from mtrec.model.network import MultiTaskModel, build_model
 from mtrec.model.objective import COLLABORATIVE, CONTENT, JointObjective, TrainingBatch
 
 # Pseudo-events that draw an item's first usual value to the mean of all.
 _USUAL_PRIOR = 5.0
+# Links that the first weights of counts are fitted on.
+_LINKS_TO_START = 512
 
 
 @dataclass(slots=True)
@@ -115,6 +117,7 @@ def start_state(config: Config, data: TrainingData, device: torch.device) -> Tra
     model.items.content.fit_whitening(data.items.text[trained & (data.items.has_text > 0)])
     model.users.fit_whitening(data.users.texts[1:])
     _start_at_means(model, data)
+    _start_at_counts(model, config, data)
     weights, constants = _loss_weights(config, data)
     balance = build_balance(
         config.train.balance,
@@ -247,6 +250,34 @@ def _start_at_means(model: MultiTaskModel, data: TrainingData) -> None:
             else:
                 share = min(max(mean, 1e-3), 1.0 - 1e-3)
                 bias.fill_(math.log(share / (1.0 - share)))
+
+
+def _start_at_counts(model: MultiTaskModel, config: Config, data: TrainingData) -> None:
+    """Start the social task at what counts alone say best: their weights, fitted on some links.
+
+    From there the histories have only to explain what counts do not.
+    """
+    if model.social is None or data.social is None:
+        return
+    rng = np.random.default_rng([config.run.seed, 6])
+    chosen = rng.permutation(len(data.social.links))[:_LINKS_TO_START]
+    batch = make_social_batch(config, data, data.social.links.pairs[chosen], rank=0, num_workers=1)
+    if batch is None:
+        return
+    head, silent = model.social, torch.zeros(len(batch.rows), 1, device=data.trained.device)
+    head.to(silent.device)
+    optimizer = torch.optim.LBFGS([head.weights], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = head.loss(silent, batch)
+        # A little ridge: links that counts tell perfectly would want endless weights.
+        value = loss.total / loss.count + 1e-3 * head.weights.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]  # torch
+        return value.item()
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch
+    head.weights.grad = None
 
 
 def _optimizer(objective: JointObjective, config: Config) -> torch.optim.Optimizer:

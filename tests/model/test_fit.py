@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtrec.config import Config, SampledSoftmax
 from mtrec.errors import DataError
-from mtrec.model.batches import epoch_batches
+from mtrec.model.batches import epoch_batches, make_social_batch
 from mtrec.model.fit import start_state, train_epoch, train_step
 from mtrec.model.towers import whitening_matrix
 from mtrec.model.validation import validate
@@ -99,6 +99,27 @@ def test_resuming_from_a_checkpoint_equals_going_on(any_config, make_data) -> No
     weights = straight.objective.balance.weights()
     assert resumed.objective.balance.weights() == weights
     assert len({*weights.values(), 1.0}) == 6
+
+
+def test_friends_start_at_the_best_weights_of_counts(config, make_data, befriend) -> None:
+    config, data = befriend(config, make_data(40)[0])
+    head = start_state(config, data, CPU).model.social
+    batch = make_social_batch(config, data, data.social.links.pairs, rank=0, num_workers=1)
+    nothing = torch.zeros(len(batch.rows), 1)
+
+    def value(weights: torch.Tensor) -> float:
+        with torch.no_grad():
+            head.weights.copy_(weights)
+            loss = head.loss(nothing, batch)
+            return float(loss.total / loss.count + 1e-3 * weights.square().sum())
+
+    best = head.weights.detach().clone()
+    least = value(best)
+    for step in (0.3, -0.3):
+        for column in range(2):
+            moved = best.clone()
+            moved[column] += step
+            assert value(moved) > least
 
 
 def test_friends_are_learned_from_histories(any_config, make_data, befriend) -> None:
