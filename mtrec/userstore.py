@@ -180,7 +180,7 @@ class UserStore:
             self._text, self._has_text = _open(path, "text"), _open(path, "has_text")
             self._social = (
                 tuple(_open(path, name) for name in ("link_offsets", "links", "social_vectors"))
-                if meta["has_social"]
+                if meta.get("has_social", False)  # stores of before had no friends
                 else None
             )
         except (OSError, ValueError, KeyError) as error:
