@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Test files run two at a time: Ray's starts leave half of two cores idle.
+TESTERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check lint bench
 
@@ -12,10 +15,10 @@ demo: $(VENV)/run.stamp
 	$(BIN)/mtrec demo $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: lint
-	$(BIN)/python -m pytest -m "not slow and not ray"
+	$(PYTEST) -m "not slow and not ray"
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
