@@ -55,12 +55,14 @@ class Crowd:
         is_cold: (B,) bool: nothing is known of the user, who shall get what is popular.
         exclude: B arrays of positions that must not be listed.
         added: (B, N) float32, what the items they met add to their logits; None: nothing.
+        events: what the factorised part of the ranking tasks reads; None: there is none.
     """
 
     states: UserStates
     is_cold: NDArray[np.bool_]
     exclude: Sequence[NDArray[np.integer]]
     added: sparse.csr_array | None = None
+    events: Histories | None = None
 
     def rows(self, index: Sequence[int]) -> "Crowd":
         """Give the users at these positions."""
@@ -70,6 +72,7 @@ class Crowd:
             self.is_cold[np.asarray(index)],
             [self.exclude[at] for at in index],
             self.added[np.asarray(index)] if self.added is not None else None,
+            self.events.rows(index) if self.events is not None else None,
         )
 
 
@@ -184,7 +187,9 @@ class Ranker:
         is_cold = (np.diff(histories.offsets) == 0) & ~users.is_known
         item_item = self.bundle.item_item
         added = item_item.scores(histories) if item_item is not None else None
-        return Crowd(self._states(histories, users), is_cold, exclude[: len(users)], added)
+        events = histories if self.bundle.factors is not None else None
+        states = self._states(histories, users)
+        return Crowd(states, is_cold, exclude[: len(users)], added, events)
 
     def rank(self, crowd: Crowd, wish: Wish, context: PairContext | None = None) -> RankedLists:
         """Retrieve, predict, blend, diversify, sort: from user states to lists.
@@ -203,7 +208,7 @@ class Ranker:
         )
         tasks: dict[str, NDArray[np.float64]] = {}
         if blends_ranking:
-            tasks = self._predict(crowd.states, item_index, context)
+            tasks = self._predict(crowd, item_index, context)
         score = self._blend(retrieval, tasks, wish.weights)
         keep = self._choose(item_index, score, wish)
         item_index = np.take_along_axis(item_index, keep, axis=1)
@@ -215,7 +220,7 @@ class Ranker:
                 name: np.take_along_axis(values, keep, axis=1) for name, values in tasks.items()
             }
         elif wish.with_tasks:
-            tasks = self._predict(crowd.states, item_index, context)
+            tasks = self._predict(crowd, item_index, context)
         missing = wish.k - item_index.shape[1]
         is_empty = item_index < 0
 
@@ -243,13 +248,13 @@ class Ranker:
             best = np.where(np.isnan(best), np.inf, best)
             logits = self._index.logits(vectors, item_index, crowd.added)
             retrieval = retrieval_unit(logits, best[:, None])
-        tasks = self._predict(crowd.states, item_index, context)
+        tasks = self._predict(crowd, item_index, context)
         score = self._blend(retrieval, tasks, wish.weights)
         return RankedLists(item_index.astype(np.int32), score, retrieval, tasks)
 
     def predict_pairs(
         self,
-        states: UserStates,
+        crowd: Crowd,
         rows: NDArray[np.integer],
         item_index: NDArray[np.integer],
         context: PairContext | None = None,
@@ -257,7 +262,7 @@ class Ranker:
         """Predict every ranking task for P pairs: {task: (P,) float32}.
 
         Args:
-            states: of B users.
+            crowd: B users.
             rows: (P,) positions of users.
             item_index: (P,) positions of items; 1 is an item outside the catalogue.
             context: P rows; by default nothing is known.
@@ -273,9 +278,14 @@ class Ranker:
                     for values in (rows, item_index)
                 )
                 inputs = self._context_inputs(context or PairContext(), part)
-                logits = self._model.rank(states.at(user), item, self._vectors, inputs)
+                logits = self._model.rank(crowd.states.at(user), item, self._vectors, inputs)
                 for name, values in self._model.predict(logits).items():
                     predictions[name][part] = values.cpu().numpy()
+        term = self.bundle.factors
+        if term is not None and crowd.events is not None:
+            said = term.said(crowd.events, rows, item_index)
+            for task in self.ranking_tasks:
+                predictions[task.name] = term.join(task, predictions[task.name], said)
         return predictions
 
     def content_share(
@@ -437,7 +447,7 @@ class Ranker:
         return np.pad(best, (0, count - len(best)), constant_values=-1)
 
     def _predict(
-        self, states: UserStates, item_index: NDArray[np.int64], context: PairContext | None
+        self, crowd: Crowd, item_index: NDArray[np.int64], context: PairContext | None
     ) -> dict[str, NDArray[np.float64]]:
         """Predict the ranking tasks of (B, C) items, -1 for none: {task: (B, C)}."""
         num_users, width = item_index.shape
@@ -447,7 +457,7 @@ class Ranker:
                 {name: np.repeat(values, width) for name, values in context.numbers.items()},
                 {name: np.repeat(values, width) for name, values in context.categories.items()},
             )
-        found = self.predict_pairs(states, rows, np.maximum(item_index, 0).ravel(), context)
+        found = self.predict_pairs(crowd, rows, np.maximum(item_index, 0).ravel(), context)
         return {
             name: values.astype(np.float64).reshape(item_index.shape)
             for name, values in found.items()

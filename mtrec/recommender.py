@@ -356,7 +356,7 @@ class Recommender:
         """
         users = self.user_rows(histories.user_ids.tolist()) if users is None else users
         crowd = self._ranker.crowd(histories, users)
-        return self._ranker.predict_pairs(crowd.states, rows, item_index, context)
+        return self._ranker.predict_pairs(crowd, rows, item_index, context)
 
     # ---- steps ----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,20 @@ from mtrec.data.dataset import read_table
 from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import SPLITS
 from mtrec.errors import ArtifactError
+from mtrec.factors import Factors, FactorTerm, fit_factors
 from mtrec.itemitem import ItemItem, fit_ease
 from mtrec.model.batches import TrainingData
 from mtrec.model.fit import TrainState, start_state, train_epoch
 from mtrec.model.loading import load_training_data, open_store, text_rows
 from mtrec.model.network import MultiTaskModel, build_model
 from mtrec.model.towers import ItemVectors
-from mtrec.model.validation import choose_item_item, monitored, social_vectors, validate
+from mtrec.model.validation import (
+    choose_item_item,
+    join_factors,
+    monitored,
+    social_vectors,
+    validate,
+)
 from mtrec.progress import follow
 from mtrec.rayrun import cluster_cpus, cluster_gpus, find_cause
 from mtrec.runlog import configure_logging, event
@@ -42,6 +50,8 @@ from mtrec.userstore import SocialRows
 
 logger = logging.getLogger("mtrec.train")
 _STATE = "state.pt"
+# Seconds between two lines about a factorisation that takes long.
+_SAY_S = 10.0
 # Where Ray Train lists the checkpoints of a run.
 _LIST = "checkpoint_manager_snapshot.json"
 
@@ -306,6 +316,7 @@ def _export(
     model.load_state_dict(state["export"])
     model.eval()
     item_item = _item_item(config, state, data, dataset=dataset, embeddings=embeddings)
+    factors = _factors(config, state, data, dataset=dataset, embeddings=embeddings)
     with torch.no_grad():
         vectors = model.encode_items(data.items, data.trained)
     store = open_store(config, embeddings)
@@ -330,6 +341,7 @@ def _export(
             text=data.items.text.numpy() if data.sizes.items.text_width else None,
         ),
         item_item=item_item,
+        factors=factors,
         user_text=(
             text_rows(store, users.column("text"), shift=0)
             if store is not None and data.sizes.users.text_width
@@ -406,3 +418,58 @@ def _item_item(
         return item_item
     refitted = fit_ease(data.train, size, reg=chosen["reg"], top=term.top)
     return refitted.scaled(chosen["scale"])
+
+
+def _factors(
+    config: Config,
+    state: dict[str, Any],
+    data: TrainingData,
+    *,
+    dataset: str,
+    embeddings: str,
+) -> FactorTerm | None:
+    """Factorise the events that the model was fitted on; how it joins is chosen by validation."""
+    if config.model.factors is None:
+        return None
+    known, held_out = load_training_data(config, dataset=dataset, embeddings=embeddings)
+    factors = _fit_factors(config, known)
+    if factors is None:
+        logger.warning(
+            'model.factors was left out: no training event has a value of "%s"',
+            config.model.factors.column,
+        )
+        return None
+    model = build_model(config.model, config.tasks, known.sizes)
+    model.load_state_dict(state.get("validated", state["export"]))
+    term, figures = join_factors(model, config, known, held_out, factors)
+    event(logger, "train.factors", joined=",".join(term.weights) or "no task", **figures)
+    if known.train.num_events == data.train.num_events:
+        return term
+    refitted = _fit_factors(config, data)
+    assert refitted is not None, "more events than before"
+    return replace(term, factors=refitted)
+
+
+def _fit_factors(config: Config, data: TrainingData) -> Factors | None:
+    """Draw item vectors from the training events, saying now and then how far that is."""
+    term = config.model.factors
+    assert term is not None, "a configuration with factors"
+    said = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > _SAY_S:
+            said = time.monotonic()
+            event(logger, "train.factors", sweep=done, sweeps=total)
+
+    return fit_factors(
+        data.train,
+        data.train.numbers[term.column],
+        data.sizes.num_items,
+        rank=term.rank,
+        draws=term.draws,
+        burn_in=term.burn_in,
+        thin=term.thin,
+        seed=config.run.seed,
+        on_sweep=show,
+    )

@@ -128,7 +128,7 @@ def test_no_users_have_no_lists(small: Small, ranker: Ranker, users: UserRows) -
 def test_pairs_get_what_lists_say(ranker: Ranker, crowd: Crowd) -> None:
     lists = ranker.rank(crowd, Wish(2, CLICK))
     rows = np.repeat(np.arange(7), 2)
-    pairs = ranker.predict_pairs(crowd.states, rows, lists.item_index.ravel())
+    pairs = ranker.predict_pairs(crowd, rows, lists.item_index.ravel())
     for task in ("stars", "like"):
         np.testing.assert_allclose(pairs[task], lists.tasks[task].ravel(), rtol=1e-5)
     assert (lists.tasks["stars"] >= 1).all() and (lists.tasks["stars"] <= 5).all()

@@ -5,6 +5,7 @@ those of `metrics.py`. Works alone or inside a torch process group. The report t
 made by `evaluate.py` from a bundle, not from here.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from mtrec import metrics
-from mtrec.config import Config, social_task
+from mtrec.config import Config, RegressionTask, label_tasks, social_task
 from mtrec.data.histories import Histories, history_batch, last_windows
+from mtrec.factors import Factors, FactorTerm, fit_join
 from mtrec.friends import FriendScorer, friend_relevance, metric_lists
 from mtrec.itemitem import ItemItem, fit_ease
 from mtrec.model.batches import TrainingData
@@ -154,6 +156,59 @@ def choose_item_item(
     reg, scale = options[best]
     chosen = {"reg": reg, "scale": scale, "ndcg": means[best], "ndcg_without": means[0]}
     return (fitted[reg].scaled(scale) if scale else None), chosen
+
+
+@torch.no_grad()
+def join_factors(
+    model: MultiTaskModel,
+    config: Config,
+    data: TrainingData,
+    held_out: Histories,
+    factors: Factors,
+) -> tuple[FactorTerm, dict[str, float]]:
+    """Choose by the labels of validation how a factorisation joins the model's predictions.
+
+    Args:
+        model: with the weights that ship.
+        config: `model.factors` names the column.
+        data: gives the histories (training events), which the factorisation was fitted on.
+        held_out: the same users with the events to predict.
+        factors: fitted on `data.train`.
+
+    Returns:
+        The term; and for each task its RMSE or log loss on validation without it and with it.
+    """
+    assert config.model.factors is not None, "a configuration with factors"
+    model.eval()
+    vectors = model.encode_items(data.items, data.trained)
+    bare = FactorTerm(factors, config.model.factors.column, config.model.factors.length, {})
+    parts: list[dict[str, NDArray[Any]]] = []
+    users = np.flatnonzero(np.diff(held_out.offsets) > 0)
+    for begin in range(0, len(users), _BLOCK):
+        block = users[begin : begin + _BLOCK]
+        wanted = held_out.rows(block)
+        said = bare.said(data.train.rows(block), wanted.event_user, wanted.item_index)
+        values = _validate_block(model, config, data, held_out, vectors, block)
+        parts.append({**values, "said": said})
+    weights, figures = {}, {}
+    for task in label_tasks(config.tasks) if parts else ():
+        label, network = (
+            np.concatenate([part[f"{task.name}/{name}"] for part in parts])
+            for name in ("label", "prediction")
+        )
+        said = np.concatenate([part["said"] for part in parts])
+        known = np.isfinite(label)
+        label, network, said = label[known], network[known], said[known]
+        found = fit_join(task, network, said, label, factors.scale)
+        if found is None:
+            continue
+        weights[task.name] = found
+        measure = metrics.rmse if isinstance(task, RegressionTask) else metrics.logloss
+        joined = replace(bare, weights=weights).join(task, network, said)
+        for name, values_P in (("without", network), ("with", joined)):
+            value = measure(label.astype(np.float64), values_P.astype(np.float64))
+            figures[f"{task.name}_{name}"] = float(value)
+    return replace(bare, weights=weights), figures
 
 
 def _open_logits(

@@ -1,13 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from mtrec.config import ItemItemTerm
+from mtrec.config import FactorsTerm, ItemItemTerm
 from mtrec.data.histories import history_batch, last_windows
+from mtrec.factors import fit_factors, fit_join
 from mtrec.itemitem import fit_ease
 from mtrec.model.fit import start_state, train_epoch
 from mtrec.model.network import Context
-from mtrec.model.validation import choose_item_item, monitored, validate
+from mtrec.model.validation import choose_item_item, join_factors, monitored, validate
 
 
 @pytest.fixture
@@ -83,6 +86,63 @@ def test_the_item_item_term_is_the_best_of_those_tried(any_config, fitted) -> No
     # Users keep to their half of the items, which pairs of items tell better than three epochs.
     assert found is not None
     assert chosen["ndcg"] > chosen["ndcg_without"]
+
+
+def test_factors_join_by_what_validation_says(any_config, make_data) -> None:
+    data, held_out = make_data(60)
+    # Every third user says one more of whatever it is, which the network was never told.
+    train, held_out = (
+        replace(
+            part,
+            numbers={"rating": part.numbers["rating"] + (part.event_user % 3 == 0)},
+            labels={**part.labels, "stars": part.labels["stars"] + (part.event_user % 3 == 0)},
+        )
+        for part in (data.train, held_out)
+    )
+    data = replace(data, train=train)
+    term = FactorsTerm(column="rating", rank=2, length=4)
+    config = any_config.model_copy(
+        update={"model": any_config.model.model_copy(update={"factors": term})}
+    )
+    model = start_state(config, data, torch.device("cpu")).model.eval()
+    size = data.sizes.num_items
+    factors = fit_factors(
+        data.train, data.train.numbers["rating"], size,
+        rank=2, draws=8, burn_in=20, thin=1, seed=0,
+    )  # fmt: skip
+    found, figures = join_factors(model, config, data, held_out, factors)
+    said = []
+    for user in range(len(held_out)):
+        history = data.train.rows([user])
+        history = history.select(np.arange(history.num_events) >= history.num_events - 4)
+        vector = factors.users(history, history.numbers["rating"])
+        target = held_out.rows([user]).item_index
+        said.append(factors.predict(vector, np.array([0]), target)[0])
+    network = _predictions(model, data, held_out)
+    label = held_out.labels["stars"]
+    expected = fit_join(config.task("stars"), network, np.array(said), label, factors.scale)
+    assert expected is not None
+    np.testing.assert_allclose(found.weights["stars"], expected, rtol=1e-3, atol=1e-4)
+    rmse = float(np.sqrt(np.mean((network - label) ** 2)))
+    assert figures["stars_without"] == pytest.approx(rmse, rel=1e-5)
+    assert figures["stars_with"] < figures["stars_without"]
+
+
+def _predictions(model, data, held_out) -> np.ndarray:
+    """Predict each user's only held-out star label, user by user."""
+    found = []
+    with torch.no_grad():
+        vectors = model.encode_items(data.items, data.trained)
+        for user in range(len(held_out)):
+            history = data.train.rows([user])
+            arrays = history_batch(history, *last_windows(history, 6), scaling=data.scaling)
+            batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
+            state = model.encode_users(batch, data.users.rows(torch.tensor([user])), vectors)
+            target = torch.from_numpy(held_out.rows([user]).item_index.astype(np.int64))
+            context = Context(torch.zeros(1, 0), torch.zeros(1, 0), {})
+            logits = model.rank(state, target, vectors, context)
+            found.append(model.predict(logits)["stars"].item())
+    return np.array(found, np.float32)
 
 
 def test_without_held_out_events_there_are_no_figures(any_config, fitted) -> None:
