@@ -12,6 +12,7 @@ Shapes: B users, N rows of the item vocabulary, S draws, K factors, P pairs.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -60,17 +61,20 @@ class Factors:
             histories: B users.
             values: (E,), what each event says in the source's units; NaN where it says nothing.
         """
-        num_draws, num_items, rank = self.items.shape
-        labels = _Labels.of(histories, (values - self.scale[0]) / self.scale[1], num_items)
+        num_draws, _, rank = self.items.shape
+        known = np.isfinite(values) & (histories.item_index >= NUM_SPECIAL)
+        labels = (values.astype(np.float64) - self.scale[0]) / self.scale[1]
+        noise = self.noise[:, None]
+        prior = np.einsum("skl,sl->sk", self.precision, self.mean)
         found = np.empty((len(histories), num_draws, rank), np.float32)
-        for draw, items in enumerate(self.items):
-            found[:, draw] = _posterior(
-                labels,
-                items.astype(np.float64),
-                mean=self.mean[draw],
-                precision=self.precision[draw],
-                noise=self.noise[draw],
-            )
+        # All draws of one user at a time: a request must not cost what the whole catalogue does.
+        for user, (start, stop) in enumerate(pairwise(histories.offsets)):
+            events = np.arange(start, stop)[known[start:stop]]
+            met_SEK = self.items[:, histories.item_index[events]].astype(np.float64)
+            turned_SKE = met_SEK.transpose(0, 2, 1)
+            matrix = self.precision + noise[..., None] * (turned_SKE @ met_SEK)
+            right = prior + noise * (turned_SKE @ labels[events])
+            found[user] = np.linalg.solve(matrix, right[..., None])[..., 0]
         return found
 
     def predict(
@@ -313,19 +317,6 @@ def _equations(
     matrix[:, upper[1], upper[0]] = sums
     matrix = precision + noise * matrix
     return matrix, precision @ mean + noise * (labels.total @ others)
-
-
-def _posterior(
-    labels: _Labels, others: Float, *, mean: Float, precision: Float, noise: float
-) -> Float:
-    """Give the conditional means of all rows' vectors: (R, K)."""
-    size = labels.count.shape[0]
-    found = np.empty((size, others.shape[1]))
-    for start in range(0, size, _ROWS):
-        part = _Labels(labels.count[start : start + _ROWS], labels.total[start : start + _ROWS], 0)
-        matrix, right = _equations(part, others, mean=mean, precision=precision, noise=noise)
-        found[start : start + _ROWS] = np.linalg.solve(matrix, right[..., None])[..., 0]
-    return found
 
 
 def _draw(
