@@ -31,6 +31,7 @@ from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import Histories
 from mtrec.errors import ArtifactError, ConfigError
 from mtrec.factors import Factors, FactorTerm
+from mtrec.ials import ImplicitFactors
 from mtrec.itemitem import ItemItem
 from mtrec.localcopy import local_files
 from mtrec.model.network import ModelSizes, MultiTaskModel, build_model
@@ -100,6 +101,7 @@ class Bundle:
         model: on the CPU, in evaluation mode.
         vectors: what the model gives for the catalogue.
         item_item: the sparse part of retrieval; None: there is none.
+        ials: the low-rank part of retrieval; None: there is none.
         factors: the factorised part of the ranking tasks; None: there is none.
         users: what answers by user id.
         popular: (N,) int64, kept events per item.
@@ -118,6 +120,7 @@ class Bundle:
     model: MultiTaskModel
     vectors: ItemArrays
     item_item: ItemItem | None
+    ials: ImplicitFactors | None
     factors: FactorTerm | None
     users: UserStore
     popular: NDArray[np.int64]
@@ -136,6 +139,7 @@ def save_bundle(
     dataset: str,
     vectors: ItemArrays,
     item_item: ItemItem | None = None,
+    ials: ImplicitFactors | None = None,
     factors: FactorTerm | None = None,
     user_text: NDArray[np.floating] | None = None,
     social: SocialRows | None = None,
@@ -156,6 +160,7 @@ def save_bundle(
         dataset: folder or URI of the dataset; its items, users and all kept events go in.
         vectors: what the model gives for the catalogue, and the items' text vectors.
         item_item: the sparse part of retrieval.
+        ials: the low-rank part of retrieval.
         factors: the factorised part of the ranking tasks.
         user_text: (U, W), one row for each row of the dataset's users, zeros where a user has no
             text; None: users have no text.
@@ -192,12 +197,14 @@ def save_bundle(
             if vectors.text is not None:
                 text = np.asarray(vectors.text, np.float16)
                 np.save(os.path.join(folder, "item_text.npy"), text, allow_pickle=False)
-            for name, array in item_item.to_arrays().items() if item_item is not None else ():
-                place = os.path.join(folder, f"item_item_{name}.npy")
-                np.save(place, array, allow_pickle=False)
-            if factors is not None:
-                for name, array in factors.factors.to_arrays().items():
-                    np.save(os.path.join(folder, f"factors_{name}.npy"), array, allow_pickle=False)
+            for prefix, part in (
+                ("item_item", item_item),
+                ("ials", ials),
+                ("factors", factors.factors if factors is not None else None),
+            ):
+                for name, array in part.to_arrays().items() if part is not None else ():
+                    place = os.path.join(folder, f"{prefix}_{name}.npy")
+                    np.save(place, array, allow_pickle=False)
             pq.write_table(items, os.path.join(folder, "items.parquet"))
             pq.write_table(_popular(histories, items), os.path.join(folder, "popular.parquet"))
             build_user_store(
@@ -323,6 +330,11 @@ def _read(folder: str, place: str) -> Bundle:
         item_item = ItemItem.from_arrays(
             {name: array(f"item_item_{name}.npy") for name in names}, sizes.num_items
         )
+    ials = None
+    if os.path.exists(os.path.join(folder, "ials_items.npy")):
+        ials = ImplicitFactors.from_arrays(
+            {name: array(f"ials_{name}.npy") for name in ("items", "settings")}, sizes.num_items
+        )
     factors = None
     if os.path.exists(os.path.join(folder, "factors.json")):
         joined = tree("factors.json")
@@ -357,6 +369,7 @@ def _read(folder: str, place: str) -> Bundle:
         model=model,
         vectors=ItemArrays(content, collaborative, bias, text),
         item_item=item_item,
+        ials=ials,
         factors=factors,
         users=UserStore(os.path.join(folder, "users")),
         popular=popular,

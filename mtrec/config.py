@@ -561,6 +561,28 @@ class ItemItemTerm(_Section):
     """Larger catalogues are fitted without it, aloud: its cost grows with their square."""
 
 
+class IalsSettings(_Section):
+    factors: int = Field(32, ge=1, le=1024)
+    """Numbers of an item."""
+    alpha: float = Field(5.0, gt=0.0)
+    """Confidence of a pair that met; one that did not has 1."""
+    reg: float = Field(30.0, gt=0.0)
+    """The ridge; a higher alpha wants a higher one."""
+
+
+class IalsTerm(_Section):
+    tried: list[IalsSettings] = Field(
+        [
+            IalsSettings(factors=32, alpha=5.0, reg=30.0),
+            IalsSettings(factors=128, alpha=20.0, reg=60.0),
+        ],
+        min_length=1,
+    )
+    """Settings that are tried on validation."""
+    scales: list[Annotated[float, Field(gt=0.0)]] = Field([1.0, 2.0, 4.0, 8.0, 16.0], min_length=1)
+    """Factors from its scores to logits that are tried on validation, besides leaving it out."""
+
+
 class FactorsTerm(_Section):
     column: str
     """Number column of the interactions that users and items are factorised by, such as rating."""
@@ -592,6 +614,8 @@ class ModelConfig(_Section):
     """What the ranking tasks share: one stack of layers, MMoE or PLE."""
     item_item: ItemItemTerm | None = None
     """Add an item-item term (EASE) to the retrieval logits: for data whose order means nothing."""
+    ials: IalsTerm | None = None
+    """Add factors of implicit feedback (iALS) to the retrieval logits, beside `item_item`."""
     factors: FactorsTerm | None = None
     """Add Bayesian matrix factorisation to the ranking tasks: where users say a number of items."""
     w_content: float = Field(0.2, ge=0.0)

@@ -52,6 +52,8 @@ class Crowd:
 
     Attributes:
         states: what the model makes of their histories.
+        vectors: (B, D + K) float32, what the index searches with: the model's vectors and, where
+            the bundle has them, those of iALS.
         is_cold: (B,) bool: nothing is known of the user, who shall get what is popular.
         exclude: B arrays of positions that must not be listed.
         added: (B, N) float32, what the items they met add to their logits; None: nothing.
@@ -59,6 +61,7 @@ class Crowd:
     """
 
     states: UserStates
+    vectors: NDArray[np.float32]
     is_cold: NDArray[np.bool_]
     exclude: Sequence[NDArray[np.integer]]
     added: sparse.csr_array | None = None
@@ -69,6 +72,7 @@ class Crowd:
         chosen = torch.tensor(index, device=self.states.vector.device)
         return Crowd(
             self.states.at(chosen),
+            self.vectors[np.asarray(index)],
             self.is_cold[np.asarray(index)],
             [self.exclude[at] for at in index],
             self.added[np.asarray(index)] if self.added is not None else None,
@@ -148,7 +152,12 @@ class Ranker:
                 for values in (arrays.content, arrays.collaborative, arrays.bias)
             )
         )
-        self._index = ExactIndex(arrays.content, arrays.collaborative, arrays.bias, device=device)
+        self._content, self._collaborative = arrays.content, arrays.collaborative
+        if bundle.ials is not None:
+            wide = bundle.ials.items
+            self._content = np.concatenate([self._content, np.zeros_like(wide)], axis=1)
+            self._collaborative = np.concatenate([self._collaborative, wide], axis=1)
+        self._index = ExactIndex(self._content, self._collaborative, arrays.bias, device=device)
         self._by_popularity = np.lexsort((self._tie_rank, -bundle.popular))
         # In a catalogue without any content, what behaviour taught tells what is alike.
         self.likeness = arrays.content if arrays.content.any() else arrays.collaborative
@@ -156,7 +165,7 @@ class Ranker:
             values[NUM_SPECIAL:].mean(axis=0, dtype=np.float64)
             if len(values) > NUM_SPECIAL
             else np.zeros(values.shape[1])
-            for values in (arrays.content, arrays.collaborative)
+            for values in (self._content, self._collaborative)
         )
 
     @property
@@ -189,7 +198,8 @@ class Ranker:
         added = item_item.scores(histories) if item_item is not None else None
         events = histories if self.bundle.factors is not None else None
         states = self._states(histories, users)
-        return Crowd(states, is_cold, exclude[: len(users)], added, events)
+        vectors = self._vectors_of(states, histories)
+        return Crowd(states, vectors, is_cold, exclude[: len(users)], added, events)
 
     def rank(self, crowd: Crowd, wish: Wish, context: PairContext | None = None) -> RankedLists:
         """Retrieve, predict, blend, diversify, sort: from user states to lists.
@@ -242,11 +252,10 @@ class Ranker:
         if crowd.is_cold.any():
             retrieval = self._popularity(item_index, crowd.exclude)
         else:
-            vectors = crowd.states.vector.cpu().numpy()
-            found = self._index.search(vectors, 1, exclude=crowd.exclude, added=crowd.added)
+            found = self._index.search(crowd.vectors, 1, exclude=crowd.exclude, added=crowd.added)
             best = found.max_logit
             best = np.where(np.isnan(best), np.inf, best)
-            logits = self._index.logits(vectors, item_index, crowd.added)
+            logits = self._index.logits(crowd.vectors, item_index, crowd.added)
             retrieval = retrieval_unit(logits, best[:, None])
         tasks = self._predict(crowd, item_index, context)
         score = self._blend(retrieval, tasks, wish.weights)
@@ -300,10 +309,9 @@ class Ranker:
         |content| / (|content| + |collaborative|); 0.5 where both are 0. What the user's items add
         to the logits, (N,), is collaborative.
         """
-        arrays = self.bundle.vectors
         wide = user.astype(np.float64)
-        content = np.abs((arrays.content[item_index] - self._mean_content) @ wide)
-        collaborative = (arrays.collaborative[item_index] - self._mean_collaborative) @ wide
+        content = np.abs((self._content[item_index] - self._mean_content) @ wide)
+        collaborative = (self._collaborative[item_index] - self._mean_collaborative) @ wide
         if added is not None:
             collaborative += added[item_index] - added[NUM_SPECIAL:].mean(dtype=np.float64)
         collaborative = np.abs(collaborative)
@@ -364,7 +372,8 @@ class Ranker:
         states = self._states(variants, users, np.full(len(variants), row))
         item_item = self.bundle.item_item
         added = item_item.scores(variants) if item_item is not None else None
-        shares = self._index.log_shares(states.vector.cpu().numpy(), item_index, added)
+        vectors = self._vectors_of(states, variants)
+        shares = self._index.log_shares(vectors, item_index, added)
         return items, shares[0] - shares[1:]
 
     # ---- steps ----------------------------------------------------------------------------------
@@ -407,13 +416,19 @@ class Ranker:
             )
         return states
 
+    def _vectors_of(self, states: UserStates, histories: Histories) -> NDArray[np.float32]:
+        """Give what the index searches with, for B users: (B, D + K)."""
+        vectors: NDArray[np.float32] = states.vector.cpu().numpy()
+        if self.bundle.ials is None:
+            return vectors
+        return np.concatenate([vectors, self.bundle.ials.users(histories)], axis=1)
+
     def _candidates(
         self, crowd: Crowd, width: int, allowed: NDArray[np.bool_] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Give positions (B, width), -1 for none, and their retrieval numbers in [0, 1]."""
-        vectors = crowd.states.vector.cpu().numpy()
         found = self._index.search(
-            vectors, width, exclude=crowd.exclude, allowed=allowed, added=crowd.added
+            crowd.vectors, width, exclude=crowd.exclude, allowed=allowed, added=crowd.added
         )
         item_index = found.item_index.astype(np.int64)
         retrieval = retrieval_unit(found.logit, found.max_logit[:, None])

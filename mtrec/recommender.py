@@ -429,7 +429,7 @@ class Recommender:
             return
         places = item_index[item_index >= 0]
         added = one.added[[0]].toarray()[0] if one.added is not None else None
-        vector = one.states.vector[0].cpu().numpy()
+        vector = one.vectors[0]
         share = self._ranker.content_share(vector, places, added)
         told, effect = self._ranker.influence(known.histories, known.users, at, places)
         vectors = self._ranker.likeness

@@ -22,7 +22,9 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from mtrec import storage
+from mtrec.baselines import fit_ials
 from mtrec.bundle import EncoderInfo, ItemArrays, save_bundle
+from mtrec.catalogue import NUM_SPECIAL
 from mtrec.config import Config
 from mtrec.configfile import parse_config
 from mtrec.data.dataset import read_table
@@ -30,6 +32,7 @@ from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import SPLITS
 from mtrec.errors import ArtifactError
 from mtrec.factors import Factors, FactorTerm, fit_factors
+from mtrec.ials import ImplicitFactors
 from mtrec.itemitem import ItemItem, fit_ease
 from mtrec.model.batches import TrainingData
 from mtrec.model.fit import TrainState, start_state, train_epoch
@@ -37,6 +40,7 @@ from mtrec.model.loading import load_training_data, open_store, text_rows
 from mtrec.model.network import MultiTaskModel, build_model
 from mtrec.model.towers import ItemVectors
 from mtrec.model.validation import (
+    choose_ials,
     choose_item_item,
     join_factors,
     monitored,
@@ -315,7 +319,7 @@ def _export(
     model = build_model(config.model, config.tasks, data.sizes)
     model.load_state_dict(state["export"])
     model.eval()
-    item_item = _item_item(config, state, data, dataset=dataset, embeddings=embeddings)
+    item_item, ials = _retrieval_terms(config, state, data, dataset=dataset, embeddings=embeddings)
     factors = _factors(config, state, data, dataset=dataset, embeddings=embeddings)
     with torch.no_grad():
         vectors = model.encode_items(data.items, data.trained)
@@ -341,6 +345,7 @@ def _export(
             text=data.items.text.numpy() if data.sizes.items.text_width else None,
         ),
         item_item=item_item,
+        ials=ials,
         factors=factors,
         user_text=(
             text_rows(store, users.column("text"), shift=0)
@@ -388,36 +393,56 @@ def _social_rows(
     return SocialRows(everything.social.graph.links, found)
 
 
-def _item_item(
+def _retrieval_terms(
     config: Config,
     state: dict[str, Any],
     data: TrainingData,
     *,
     dataset: str,
     embeddings: str,
-) -> ItemItem | None:
-    """Fit the item-item term on the events that the model was fitted on, scaled by validation."""
-    term = config.model.item_item
-    if term is None:
-        return None
-    size = data.sizes.num_items
-    if size - 2 > term.max_items:
+) -> tuple[ItemItem | None, ImplicitFactors | None]:
+    """Fit what is added to the logits on the events that the model was fitted on.
+
+    Validation chooses settings and scales.
+    """
+    item_term, size = config.model.item_item, data.sizes.num_items
+    if item_term is not None and size - NUM_SPECIAL > item_term.max_items:
         logger.warning(
             "model.item_item was left out: the catalogue has %d items, more than "
             "model.item_item.max_items = %d",
-            size - 2,
-            term.max_items,
+            size - NUM_SPECIAL,
+            item_term.max_items,
         )
-        return None
+        item_term = None
+    if item_term is None and config.model.ials is None:
+        return None, None
     known, held_out = load_training_data(config, dataset=dataset, embeddings=embeddings)
     model = build_model(config.model, config.tasks, known.sizes)
     model.load_state_dict(state.get("validated", state["export"]))
-    item_item, chosen = choose_item_item(model, config, known, held_out)
-    event(logger, "train.item_item", **chosen)
-    if item_item is None or known.train.num_events == data.train.num_events:
-        return item_item
-    refitted = fit_ease(data.train, size, reg=chosen["reg"], top=term.top)
-    return refitted.scaled(chosen["scale"])
+    is_again = known.train.num_events != data.train.num_events
+    item_item, ials = None, None
+    of_items: dict[str, float] = {}
+    if item_term is not None:
+        item_item, of_items = choose_item_item(model, config, known, held_out)
+        event(logger, "train.item_item", **of_items)
+    if config.model.ials is not None:
+        ials, item_item, chosen = choose_ials(model, config, known, held_out, item_item)
+        event(logger, "train.ials", **chosen)
+        of_items["scale"] = of_items.get("scale", 0.0) * chosen["item_item"]
+        if ials is not None and is_again:
+            refit = fit_ials(
+                data.train,
+                size,
+                factors=int(chosen["factors"]),
+                alpha=chosen["alpha"],
+                reg=chosen["reg"],
+                seed=config.run.seed,
+            )
+            ials = refit.scaled(chosen["scale"])
+    if item_term is not None and item_item is not None and is_again:
+        refitted = fit_ease(data.train, size, reg=of_items["reg"], top=item_term.top)
+        item_item = refitted.scaled(of_items["scale"])
+    return item_item, ials
 
 
 def _factors(

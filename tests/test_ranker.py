@@ -80,7 +80,7 @@ def test_events_of_unknown_items_do_not_count(
 
 def test_padding_follows_where_a_user_runs_out_of_items(ranker: Ranker, crowd: Crowd) -> None:
     everything = np.arange(2, 14)
-    full = Crowd(crowd.states, crowd.is_cold, [everything[1:]] * len(crowd.is_cold))
+    full = Crowd(crowd.states, crowd.vectors, crowd.is_cold, [everything[1:]] * len(crowd.is_cold))
     found = ranker.rank(full, Wish(20, {"click": 1.0, "like": 1.0}))
     assert found.item_index[:, 0].tolist() == [2] * 7
     assert (found.item_index[:, 1:] == -1).all()

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec.config import FactorsTerm, ItemItemTerm
+from mtrec.baselines import fit_ials
+from mtrec.config import FactorsTerm, IalsSettings, IalsTerm, ItemItemTerm
 from mtrec.data.histories import history_batch, last_windows
 from mtrec.factors import fit_factors, fit_join
 from mtrec.itemitem import fit_ease
 from mtrec.model.fit import start_state, train_epoch
 from mtrec.model.network import Context
-from mtrec.model.validation import choose_item_item, join_factors, monitored, validate
+from mtrec.model.validation import choose_ials, choose_item_item, join_factors, monitored, validate
 
 
 @pytest.fixture
@@ -86,6 +87,55 @@ def test_the_item_item_term_is_the_best_of_those_tried(any_config, fitted) -> No
     # Users keep to their half of the items, which pairs of items tell better than three epochs.
     assert found is not None
     assert chosen["ndcg"] > chosen["ndcg_without"]
+
+
+def test_ials_is_the_best_of_those_tried_beside_an_item_item_term(any_config, fitted) -> None:
+    model, data, held_out = fitted
+    size = data.sizes.num_items
+    tried = [IalsSettings(factors=2, alpha=5.0, reg=1.0), IalsSettings(factors=3, reg=2.0)]
+    term = IalsTerm(tried=tried, scales=[0.5, 5.0])
+    config = any_config.model_copy(
+        update={"model": any_config.model.model_copy(update={"ials": term})}
+    )
+    ease = fit_ease(data.train, size, reg=5.0, top=6).scaled(0.3)
+    found, beside, chosen = choose_ials(model, config, data, held_out, ease)
+    rows = np.arange(len(held_out))
+    arrays = history_batch(data.train, *last_windows(data.train, 6), scaling=data.scaling)
+    with torch.no_grad():
+        vectors = model.encode_items(data.items, data.trained)
+        batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        states = model.encode_users(batch, data.users.rows(torch.from_numpy(rows)), vectors)
+        logits = (states.vector @ vectors.fused.T + vectors.bias).numpy()
+    logits[:, :2] = -np.inf
+    logits[data.train.event_user, data.train.item_index] = -np.inf
+    of_ease = ease.scores(data.train).toarray()
+
+    def ndcg(added: np.ndarray) -> float:
+        total = logits + added
+        target = total[rows, held_out.item_index]
+        place = (total > target[:, None]).sum(1) + 1
+        return float(np.mean(np.where(place <= 10, 1 / np.log2(place + 1), 0)))
+
+    first = {(0, 0.0): ndcg(of_ease)}
+    scores = [
+        fit_ials(data.train, size, seed=config.run.seed, **one.model_dump()).scores(data.train)
+        for one in tried
+    ]
+    first |= {(at, s): ndcg(of_ease + s * scores[at]) for at in (0, 1) for s in (0.5, 5.0)}
+    at, scale = max(first, key=first.__getitem__)
+    assert chosen["ndcg_without"] == pytest.approx(first[0, 0.0], rel=1e-6)
+    assert found is not None, "users keep to their half of the items, which iALS finds"
+    assert chosen["scale"] == scale
+    assert found.alpha == tried[at].alpha
+    again = {
+        factor: ndcg(factor * of_ease + scale * scores[at]) for factor in (1, 0.25, 0.5, 0.75, 1.5)
+    }
+    assert chosen["ndcg"] == pytest.approx(max(again.values()), rel=1e-6)
+    assert again[chosen["item_item"]] == pytest.approx(chosen["ndcg"], rel=1e-6)
+    np.testing.assert_allclose(
+        beside.scores(data.train).toarray(), chosen["item_item"] * of_ease, rtol=1e-5
+    )
+    np.testing.assert_allclose(found.scores(data.train), scale * scores[at], rtol=1e-3, atol=1e-5)
 
 
 def test_factors_join_by_what_validation_says(any_config, make_data) -> None:
