@@ -44,6 +44,7 @@ class Results:
         aim: float | None = None,
         lower_is_better: bool = False,
         judge_value: bool = False,
+        ok: bool | None = None,
     ) -> None:
         """Add one figure.
 
@@ -58,6 +59,7 @@ class Results:
             aim: the ratio or value to reach.
             lower_is_better: `at_least` is the largest that is good enough, as of errors.
             judge_value: `at_least` and `aim` are about the value although there is a peer.
+            ok: whether it is good enough, where `at_least` alone does not say.
         """
         entry: dict[str, Any] = {"row": row, "metric": metric, "value": value}
         judged = value
@@ -75,7 +77,7 @@ class Results:
             entry["lower_is_better"] = True
         if at_least is not None:
             is_enough = judged <= at_least if lower_is_better else judged >= at_least
-            entry |= {"at_least": at_least, "ok": is_enough}
+            entry |= {"at_least": at_least, "ok": is_enough if ok is None else ok}
         self.rows.append(entry)
         self._write()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from mtrec.harm import TWIN
 from mtrec.metrics import LOWER_IS_BETTER
 
 Report = Mapping[str, Any]
@@ -28,6 +29,10 @@ class Goal:
         beat: baselines of the same run that must not be better: the row's "at least".
         gain: aimed-at relative gain over the best baseline, its interval on the good side of 0.
         aim_over: baselines over which the aim wants an interval on the good side of 0.
+        beside: what the figure stands beside instead of the best baseline; `at_least` and `aim`
+            then bound its ratio to that.
+        max_loss: against `beside`, the largest loss that may be significant (its whole interval on
+            the bad side of 0), as a share; the aim is that none is.
     """
 
     task: str
@@ -37,6 +42,8 @@ class Goal:
     beat: tuple[str, ...] = ()
     gain: float | None = None
     aim_over: tuple[str, ...] = ()
+    beside: str | None = None
+    max_loss: float | None = None
 
     @property
     def lower_is_better(self) -> bool:
@@ -69,7 +76,8 @@ class Joined:
         goal: what it is about.
         values: ours, one a seed.
         baselines: name -> mean over seeds.
-        best: the best baseline by validation; None: there is none.
+        best: the best baseline by validation, or what the goal wants it beside; None: there is
+            none.
         gaps: baseline -> ours against it; absent where the report has no interval.
     """
 
@@ -88,6 +96,8 @@ class Joined:
     def holds(self) -> bool | None:
         """Whether the "at least" holds; None: there is none, or its baselines did not run."""
         goal = self.goal
+        if goal.beside is not None:
+            return self._holds_beside(goal.at_least, goal.max_loss)
         bars = [self.baselines[name] for name in goal.beat if name in self.baselines]
         if goal.at_least is not None:
             bars.append(goal.at_least)
@@ -99,6 +109,8 @@ class Joined:
     def is_aim_met(self) -> bool | None:
         """Whether the aim is met; None: there is none, or the report cannot tell."""
         goal = self.goal
+        if goal.beside is not None:
+            return self._holds_beside(goal.aim, None if goal.max_loss is None else 0.0)
         found: list[bool | None] = []
         if goal.aim is not None:
             found.append(self._reaches(goal.aim))
@@ -119,6 +131,17 @@ class Joined:
 
     def _reaches(self, bar: float) -> bool:
         return self._sign * self.value >= self._sign * bar
+
+    def _holds_beside(self, ratio: float | None, loss: float | None) -> bool | None:
+        """Judge the ratio to what the goal wants the figure beside, and the loss against it."""
+        gap = self.gaps.get(self.best or "")
+        if gap is None or not gap.is_relative or (ratio is None and loss is None):
+            return None
+        holds = ratio is None or self._sign * (1.0 + gap.value) >= self._sign * ratio
+        if loss is not None:
+            is_lost = gap.low > 0 if self.goal.lower_is_better else gap.high < 0
+            holds = holds and not (is_lost and -self._sign * gap.value > loss)
+        return holds
 
     def _is_beyond(self, name: str) -> bool | None:
         if name not in self.gaps:
@@ -141,7 +164,7 @@ def join(goal: Goal, reports: Sequence[Report]) -> Joined | None:
         goal,
         tuple(float(report["model"][task][metric]) for report in reports),
         baselines,
-        _best(baselines, task, reports),
+        goal.beside if goal.beside in baselines else _best(baselines, task, reports),
         {name: gap for name in baselines if (gap := _gap(goal, name, reports)) is not None},
     )
 
@@ -186,6 +209,29 @@ def _gap(goal: Goal, name: str, reports: Sequence[Report]) -> Gap | None:
         stdev(entry[value] for entry in entries) if len(entries) > 1 else None,
         is_relative,
     )
+
+
+def report_of_twins(tree: Mapping[str, Any]) -> Report:
+    """Give the tree of `twins.json` in the form of a report, with the baseline `twin`.
+
+    A task whose twin has a figure of 0 has no relative change, and here no difference.
+    """
+    tasks = tree["tasks"]
+    names = ("difference", "interval", "relative", "relative_interval")
+    return {
+        "model": {task: {entry["metric"]: entry["joint"]} for task, entry in tasks.items()},
+        "baselines": {
+            TWIN: {task: {entry["metric"]: entry["twin"]} for task, entry in tasks.items()}
+        },
+        "differences": {
+            TWIN: {
+                task: {entry["metric"]: {name: entry[name] for name in names}}
+                for task, entry in tasks.items()
+                if "relative" in entry
+            }
+        },
+        "tuned": {},
+    }
 
 
 # ---- Markdown -----------------------------------------------------------------------------------
@@ -255,11 +301,15 @@ def _gap_text(gap: Gap) -> str:
 
 def _at_least_text(goal: Goal) -> str:
     bars = [_bound(goal, goal.at_least)] if goal.at_least is not None else []
+    if goal.max_loss is not None:
+        bars.append(f"no significant loss above {100 * goal.max_loss:g} %")
     return ", ".join([*bars, *goal.beat])
 
 
 def _aim_text(goal: Goal) -> str:
     parts = [_bound(goal, goal.aim)] if goal.aim is not None else []
+    if goal.max_loss is not None:
+        parts.append("no significant loss")
     if goal.gain is not None:
         parts.append(f"{100 * goal.gain:+.0f} %, interval beyond 0")
     if goal.aim_over:
@@ -268,7 +318,9 @@ def _aim_text(goal: Goal) -> str:
 
 
 def _bound(goal: Goal, bound: float) -> str:
-    return ("≤ " if goal.lower_is_better else "≥ ") + f"{bound:.4g}".removeprefix("0")
+    of = f" of {goal.beside}" if goal.beside is not None else ""
+    sign = "≤ " if goal.lower_is_better else "≥ "
+    return sign + f"{bound:.4g}".removeprefix("0") + of
 
 
 def _met_text(joined: Joined) -> str:

@@ -15,21 +15,37 @@ interruption the same command goes on: what has a `result.json` of the same conf
 what was under way resumes from its last checkpoint. Once it has that file, a seed's `data/` and
 `run/` may be deleted; delete all of its folder to run it anew.
 
+M1 also trains each task alone, beside the runs of P3 and P8 (`twins.json` is its result). C2 trains
+one model on everybody and ten without a tenth of the users each, every one with its own
+`result.json`: `--folds 3` stops after three, and the table says so.
+
 The text control: `--text hashing` puts hashed words in the language model's place. Give it an OUT
 of its own to keep both tables.
 """
 
 import argparse
+import csv
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+from _cold_users import TRAINED_ON, compare, ndcg_of_lists, read_questions
 from _results import Results, command_line
-from _seeds import BESIDE_HEADER, GOALS_HEADER, Goal, Joined, beside_line, goal_line, join
+from _seeds import (
+    BESIDE_HEADER,
+    GOALS_HEADER,
+    Goal,
+    Joined,
+    beside_line,
+    goal_line,
+    join,
+    report_of_twins,
+)
 
 import mtrec
 from mtrec import storage
@@ -39,14 +55,18 @@ from mtrec.config import Config
 from mtrec.configfile import load_config
 from mtrec.data import convert, sources
 from mtrec.errors import ConfigError, DataError
+from mtrec.harm import TWIN
+from mtrec.recommender import Recommender
 from mtrec.runlog import configure_logging
 
 CONFIGS = Path(__file__).resolve().parent / "configs" / "quality"
 STAGES = ("prepare", "embed", "train", "evaluate")
+NUM_FOLDS = 10
+"""Folds of users in C2."""
 
 Json = dict[str, Any]
 Find = Callable[[Path | None], Path]
-Convert = Callable[[Path, Path, int], None]
+Convert = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +78,12 @@ class Row:
         protocol: the data and how it is split, in a few words.
         config: name of the file in `jobs/configs/quality/`; rows that name the same share its runs.
         find: gives the folder of the data below `--data`, or raises DataError.
-        convert: writes the tables that the configuration reads: source, target, seed; None: it
-            reads the source.
+        convert: writes the tables that the configuration reads: source, target, seed and, for cold
+            users, `without` (ids of users); None: it reads the source.
         goals: the figures.
         seeds: how many, unless `--seeds` says otherwise.
+        kind: where the figures come from: the run's report, its twins, or models that have not seen
+            the users who ask.
     """
 
     name: str
@@ -71,6 +93,7 @@ class Row:
     convert: Convert | None
     goals: tuple[Goal, ...]
     seeds: int = 3
+    kind: Literal["report", "twins", "cold_users"] = "report"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +105,7 @@ class Options:
     seeds: int | None
     text: str | None
     overrides: tuple[str, ...]
+    folds: int = NUM_FOLDS
 
 
 def main() -> int:
@@ -94,7 +118,11 @@ def main() -> int:
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets")
     parser.add_argument("--rows", help="such as P3,P12; default: all")
-    parser.add_argument("--seeds", type=int, metavar="N", help="default: 3, and 1 for P6")
+    parser.add_argument("--seeds", type=int, metavar="N", help="default: 3; 5 for M1, 1 for P6, C2")
+    parser.add_argument(
+        "--folds", type=int, default=NUM_FOLDS, metavar="N",
+        help=f"of the {NUM_FOLDS} folds of users of C2 only the first N",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="receives tables, runs, vectors")
     parser.add_argument("--text", choices=("hashing",), help="hashed words, no language model")
     parser.add_argument(
@@ -104,11 +132,13 @@ def main() -> int:
     given = parser.parse_args()
     if given.seeds is not None and given.seeds < 1:
         parser.error("--seeds must be at least 1")
+    if not 1 <= given.folds <= NUM_FOLDS:
+        parser.error(f"--folds must be 1 to {NUM_FOLDS}")
     rows = chosen_rows(given.rows)
     configure_logging()
     # Ray's workers have working folders of their own.
     out = given.out.resolve()
-    options = Options(given.data, out, given.seeds, given.text, tuple(given.overrides))
+    options = Options(given.data, out, given.seeds, given.text, tuple(given.overrides), given.folds)
     measured = measure(rows, options)
     if not measured:
         raise DataError("no row could be run\ngive a folder with the data sets: --data DIR")
@@ -140,22 +170,24 @@ def measure(rows: Sequence[Row], options: Options) -> list[str]:
     for row in rows:
         try:
             found = [
-                run_seed(row, seed, options)
+                RUNNERS[row.kind](row, seed, options)
                 for seed in range(options.seeds if options.seeds is not None else row.seeds)
             ]
         except DataAbsentError as error:
             say(f"{row.name}: skipped; {error}")
             continue
         reports = [result["report"] for result in found]
+        protocol = ", ".join([row.protocol, *found[0].get("partly", [])])
         for goal in row.goals:
             joined = join(goal, reports)
             if joined is None:
                 say(f"{row.name}: the report has no {goal.metric} of {goal.task}")
             else:
                 add_result(results, row.name, joined)
-                tables.add_goal(goal_line(row.name, row.protocol, joined))
+                tables.add_goal(goal_line(row.name, protocol, joined))
         measured.append(row.name)
-        sharing = [other.name for other in rows if other.config == row.config]
+        alike = (row.config, row.kind)
+        sharing = [other.name for other in rows if (other.config, other.kind) == alike]
         if row.name == sharing[0]:
             train_s = [r["seconds"]["train"] for r in found if "train" in r["seconds"]]
             tables.add_beside(beside_line(", ".join(sharing), reports, train_s))
@@ -179,41 +211,173 @@ def run_seed(row: Row, seed: int, options: Options) -> Json:
     Raises:
         DataAbsentError: the row's data is not there.
     """
-    name = row.config if options.text is None else f"{row.config}-{options.text}"
-    home = options.out / name / f"seed-{seed}"
+    home = home_of(row, seed, options)
     config = configure(row, seed, options, home=home, root=home / "data")
-    key = storage.hash_values("quality", _without_places(config))
-    path = str(home / "result.json")
+    path, result, is_done = _open_result(home / "result.json", "quality", config)
+    if is_done:
+        say(f"{row.name}, seed {seed}: done before")
+        return result
+    config = configure(row, seed, options, home=home, root=_tables(row, seed, options, home))
+    _run_stages(config, STAGES, f"{row.name}, seed {seed}", path, result)
+    result["report"] = storage.read_json(
+        storage.join(Paths(config.run.workdir).report, "report.json")
+    )
+    storage.write_json(path, result)
+    return result
+
+
+def run_twins(row: Row, seed: int, options: Options) -> Json:
+    """Give the result of a row's single-task twins under a seed, beside the joint run's own.
+
+    Returns:
+        `report` (of `report_of_twins`) and `seconds` (`train`: of what was trained by this
+        command).
+
+    Raises:
+        DataAbsentError: the row's data is not there.
+    """
+    home = home_of(row, seed, options)
+    config = configure(row, seed, options, home=home, root=home / "data")
+    path, result, is_done = _open_result(home / "twins.json", "twins", config)
+    if is_done:
+        say(f"{row.name}, seed {seed}: done before")
+        return result
+    config = configure(row, seed, options, home=home, root=_tables(row, seed, options, home))
+    outcome = mtrec.run(config, stages=STAGES, twins=True)
+    trained = [s for stage, s in outcome.done.items() if stage == "train" or "twin of" in stage]
+    if trained:
+        result["seconds"]["train"] = round(sum(trained), 1)
+    result["report"] = report_of_twins(
+        storage.read_json(storage.join(Paths(config.run.workdir).twins, "twins.json"))
+    )
+    storage.write_json(path, result)
+    return result
+
+
+def run_cold_users(row: Row, seed: int, options: Options) -> Json:
+    """Give the result of models that have not seen the users who ask, fold by fold of the users.
+
+    Each fold, and the model of everybody, has a folder and a `result.json` of its own.
+
+    Returns:
+        `report` (of `_cold_users.compare`), `seconds` (`train`: of all models) and, if not all
+        folds were run, `partly`, which says so.
+
+    Raises:
+        DataAbsentError: the row's data is not there.
+    """
+    home = home_of(row, seed, options)
+
+    def ndcg_of(part: str) -> Json:
+        place = home / part
+        config = configure(row, seed, options, home=place, root=place / "data")
+        path, result, is_done = _open_result(place / "result.json", f"cold users, {part}", config)
+        if is_done:
+            say(f"{row.name}, seed {seed}: {part} done before")
+            return result
+        # Whoever asks, the question is of everybody's tables.
+        everybody = _tables(row, seed, options, home / "everybody")
+        questions = read_questions(configure(row, seed, options, home=place, root=everybody))
+        root = everybody
+        if part != "everybody":
+            left_out = users_of_fold(everybody, seed, int(part.removeprefix("fold-")))
+            questions = {user: asked for user, asked in questions.items() if user in left_out}
+            root = _tables(row, seed, options, place, without=left_out)
+        config = configure(row, seed, options, home=place, root=root)
+        _run_stages(config, STAGES[:-1], f"{row.name}, seed {seed}, {part}", path, result)
+        recommender = Recommender.load(Paths(config.run.workdir).bundles)
+        result["report"] = ndcg_of_lists(recommender, questions, config.evaluate.k)
+        storage.write_json(path, result)
+        return result
+
+    parts = [ndcg_of(part) for part in ("everybody", *(f"fold-{n}" for n in range(options.folds)))]
+    config = configure(row, seed, options, home=home, root=home / "data")
+    seen, *unseen = (part["report"] for part in parts)
+    found: Json = {
+        "report": compare(
+            unseen,
+            seen,
+            task=next(task.name for task in config.tasks if task.kind == "retrieval"),
+            k=config.evaluate.k,
+            samples=config.evaluate.bootstrap_samples,
+            seed=seed,
+        ),
+        "seconds": {},
+    }
+    if all("train" in part["seconds"] for part in parts):
+        found["seconds"]["train"] = sum(part["seconds"]["train"] for part in parts)
+    if options.folds < NUM_FOLDS:
+        found["partly"] = [f"first {options.folds} of {NUM_FOLDS} folds"]
+    return found
+
+
+RUNNERS: dict[str, Callable[[Row, int, Options], Json]] = {
+    "report": run_seed,
+    "twins": run_twins,
+    "cold_users": run_cold_users,
+}
+
+
+def users_of_fold(folder: Path, seed: int, fold: int) -> frozenset[str]:
+    """Give the ids of a fold of those users who have events in a folder of tables."""
+    with (folder / "interactions.csv").open(encoding="utf-8", newline="") as file:
+        users = sorted({row["user_id"] for row in csv.DictReader(file)})
+    folds = convert.draw_folds(len(users), seed=seed, folds=NUM_FOLDS)
+    return frozenset(np.array(users, object)[folds == fold])
+
+
+def home_of(row: Row, seed: int, options: Options) -> Path:
+    """Give the folder of a row's configuration under a seed."""
+    name = row.config if options.text is None else f"{row.config}-{options.text}"
+    return options.out / name / f"seed-{seed}"
+
+
+def _open_result(place: Path, kind: str, config: Config) -> tuple[str, Json, bool]:
+    """Give a result's path, what it holds, and whether that is all of it.
+
+    Without the file, or if it is of another configuration, it holds nothing yet.
+    """
+    path, key = str(place), storage.hash_values(kind, _without_places(config))
     result: Json = {"key": key, "seconds": {}, "report": None}
     if storage.exists(path):
         before: Json = storage.read_json(path)
         if before["key"] == key and before["report"] is not None:
-            say(f"{row.name}, seed {seed}: done before")
-            return before
+            return path, before, True
         # Of a stage that is up to date the time is still that of its artifact.
         result["seconds"] = before["seconds"]
+    return path, result, False
+
+
+def _tables(
+    row: Row, seed: int, options: Options, home: Path, without: frozenset[str] = frozenset()
+) -> Path:
+    """Give the folder of the tables that a row reads, written below `home` if need be.
+
+    Raises:
+        DataAbsentError: the row's data is not there.
+    """
     try:
         source = row.find(options.data)
     except DataError as error:
         # One line, whatever the error says about remedies.
         raise DataAbsentError(" ".join(str(error).split())) from error
-    root = source if row.convert is None else home / "data"
-    config = configure(row, seed, options, home=home, root=root)
-    if row.convert is not None:
-        row.convert(source, root, seed)
-    for stage in STAGES:
+    if row.convert is None:
+        return source
+    left_out = {"without": without} if without else {}
+    row.convert(source, home / "data", seed, **left_out)
+    return home / "data"
+
+
+def _run_stages(config: Config, stages: Sequence[str], name: str, path: str, result: Json) -> None:
+    """Run stages one by one, writing the seconds of those that had to be done into the result."""
+    for stage in stages:
         begin = time.monotonic()
         outcome = mtrec.run(config, stages=(stage,))
         if stage in outcome.done:
             result["seconds"][stage] = round(outcome.done[stage], 1)
             # Before the next stage: an interruption must not cost what was measured.
             storage.write_json(path, result)
-        say(f"{row.name}, seed {seed}: {stage} {time.monotonic() - begin:.0f} s")
-    result["report"] = storage.read_json(
-        storage.join(Paths(config.run.workdir).report, "report.json")
-    )
-    storage.write_json(path, result)
-    return result
+        say(f"{name}: {stage} {time.monotonic() - begin:.0f} s")
 
 
 def configure(row: Row, seed: int, options: Options, *, home: Path, root: Path) -> Config:
@@ -276,16 +440,33 @@ def find_movielens_1m(data: Path | None) -> Path:
     return find_folder(data, "ml-1m", "ml-1m-sequences")
 
 
-def _random(source: Path, folder: Path, seed: int, *, cuts: tuple[float, float]) -> None:
-    convert.movielens_100k_random(source, folder, seed=seed, cuts=cuts)
+def _random(
+    source: Path,
+    folder: Path,
+    seed: int,
+    *,
+    cuts: tuple[float, float],
+    without: frozenset[str] = frozenset(),
+) -> None:
+    convert.movielens_100k_random(source, folder, seed=seed, cuts=cuts, without=without)
+
+
+def _cold_films(source: Path, folder: Path, seed: int) -> None:
+    convert.movielens_100k_cold_items(source, folder, seed=seed)
 
 
 def _by_item(source: Path, folder: Path, seed: int) -> None:
     convert.movielens_100k_by_item(source, folder, seed=seed)
 
 
-def _hetrec(source: Path, folder: Path, seed: int) -> None:
-    convert.hetrec_lastfm(source, folder, seed=seed)
+def _hetrec(
+    source: Path, folder: Path, seed: int, *, without: frozenset[str] = frozenset()
+) -> None:
+    convert.hetrec_lastfm(source, folder, seed=seed, without=without)
+
+
+def _cold_artists(source: Path, folder: Path, seed: int) -> None:
+    convert.hetrec_lastfm_cold_items(source, folder, seed=seed)
 
 
 def _movielens_1m(source: Path, folder: Path, _seed: int) -> None:
@@ -293,6 +474,9 @@ def _movielens_1m(source: Path, folder: Path, _seed: int) -> None:
 
 
 # ---- rows ---------------------------------------------------------------------------------------
+
+COLD_ITEMS = (Goal("retrieval", "recall@10", beat=("text_nearest",), aim_over=("ials_text",)),)
+COLD_USERS = (Goal("retrieval", "ndcg@10", at_least=0.90, aim=0.95, beside=TRAINED_ON),)
 
 ROWS = (
     Row(
@@ -384,6 +568,70 @@ ROWS = (
         None,
         (Goal("like", "auc", at_least=0.79, aim=0.81),),
     ),
+    Row(
+        "C1",
+        "ML-100K, 15 % of the items cold, ranked among themselves",
+        "c1",
+        find_movielens_100k,
+        _cold_films,
+        COLD_ITEMS,
+    ),
+    Row(
+        "C1h",
+        "hetrec-lastfm, 15 % of the items cold, ranked among themselves",
+        "c1h",
+        find_hetrec,
+        _cold_artists,
+        COLD_ITEMS,
+    ),
+    Row(
+        "C2",
+        "ML-100K, every user cold once, history in the request",
+        "c2",
+        find_movielens_100k,
+        partial(_random, cuts=convert.RANDOM_CUTS),
+        COLD_USERS,
+        seeds=1,
+        kind="cold_users",
+    ),
+    Row(
+        "C2h",
+        "hetrec-lastfm, every user cold once, history in the request",
+        "c2h",
+        find_hetrec,
+        _hetrec,
+        COLD_USERS,
+        seeds=1,
+        kind="cold_users",
+    ),
+    Row(
+        "M1",
+        "ML-100K, random 8:1:1, tasks together or alone",
+        "p3",
+        find_movielens_100k,
+        partial(_random, cuts=convert.RANDOM_CUTS),
+        (
+            Goal("retrieval", "ndcg@10", beside=TWIN, max_loss=0.02),
+            Goal("rating", "rmse", beside=TWIN, max_loss=0.02),
+            Goal("like", "auc", beside=TWIN, max_loss=0.02),
+        ),
+        seeds=5,
+        kind="twins",
+    ),
+    Row(
+        "M1h",
+        "hetrec-lastfm, random 8:1:1, tasks together or alone",
+        "p8",
+        find_hetrec,
+        _hetrec,
+        (
+            Goal("retrieval", "ndcg@10", beside=TWIN, max_loss=0.02),
+            Goal("plays", "rmse", beside=TWIN, max_loss=0.02),
+            Goal("friends", "ndcg@10", beside=TWIN, max_loss=0.02),
+        ),
+        seeds=5,
+        kind="twins",
+    ),
 )
 
 
@@ -393,12 +641,18 @@ ROWS = (
 def add_result(results: Results, row: str, joined: Joined) -> None:
     """Add a goal's figure to `results.json`: beside the best baseline, and beside those to beat.
 
-    Bounds on the value are judged by it; `beat` and `gain` become bounds on the ratio.
+    Bounds on the value are judged by it; `beat`, `gain` and `max_loss` become bounds on the ratio.
     """
     goal, best = joined.goal, joined.best
     sign = -1.0 if goal.lower_is_better else 1.0
     is_fixed = goal.at_least is not None or goal.aim is not None
     add = partial(results.add, row, goal.metric, joined.value, lower_is_better=goal.lower_is_better)
+    if goal.beside is not None:
+        at_least, aim = goal.at_least, goal.aim
+        if goal.max_loss is not None:
+            at_least, aim = 1.0 - sign * goal.max_loss, 1.0
+        add(**_peer(joined, best), at_least=at_least, aim=aim, ok=joined.holds)
+        return
     aim = goal.aim if goal.gain is None else 1.0 + sign * goal.gain
     names = goal.beat if joined.holds is not None else ()
     bars = {name: joined.baselines[name] for name in names if name in joined.baselines}
@@ -448,7 +702,8 @@ class Tables:
             "\n".join([GOALS_HEADER, *self._goals]),
             "Ours: mean ± deviation over seeds. Best baseline: by validation. Difference: of the "
             "same users, mean ± deviation over seeds, with the bootstrap interval of one run (P1b, "
-            "P12: over folds). Met: how far the row got, `at least` or `aim`.",
+            "P12: over folds). In C2 the other is a model trained on the users who ask, in M1 one "
+            "of the task alone. Met: how far the row got, `at least` or `aim`.",
             "\n".join([BESIDE_HEADER, *self._beside]),
         ]
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,9 @@
 
 Each is fitted on the events that it is given (the caller cuts them off before the split), scores
 whole users against the whole catalogue, and is tuned on validation over a small fixed grid. They
-see what the model sees: a user's history, never its id. Pure NumPy and SciPy, and `implicit` for
-the factorisation. `evaluate.py` fits and reports them; nothing here reads files.
+see what the model sees: a user's history, never its id, and two of them the items' texts. Pure
+NumPy and SciPy, and `implicit` for the factorisation. `evaluate.py` fits and reports them; nothing
+here reads files.
 
 Shapes: B users, N rows of the item vocabulary (row 0 padding, row 1 unknown), P rows.
 """
@@ -21,7 +22,8 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from mtrec import metrics
-from mtrec.data.histories import SPLITS, Histories
+from mtrec.config import Candidates
+from mtrec.data.histories import SPLITS, Histories, unmet_items
 from mtrec.ials import ImplicitFactors
 from mtrec.itemitem import interaction_matrix, inverse_of
 
@@ -40,7 +42,11 @@ RANKING_BASELINES = (
     "slim",
     "ials",
     "bpr",
+    "text_nearest",
+    "ials_text",
 )
+TEXT_BASELINES = frozenset({"text_nearest", "ials_text"})
+"""Baselines that read the items' text vectors, and so know items that nobody has met."""
 POINTWISE_BASELINES = ("mean", "bias")
 
 GRIDS: dict[str, list[dict[str, float]]] = {
@@ -63,6 +69,12 @@ GRIDS: dict[str, list[dict[str, float]]] = {
         for rate in (0.02, 0.05, 0.1)
         for reg in (0.003, 0.01, 0.03)
     ],
+    "ials_text": [
+        {"factors": factors, "alpha": alpha, "reg": reg, "ridge": ridge}
+        for factors in (32, 128)
+        for alpha, reg in ((2, 10), (10, 60))
+        for ridge in (0.1, 1, 10, 100)
+    ],
     "bias": [
         {"reg_user": reg_user, "reg_item": reg_item}
         for reg_user in (2, 5, 10, 20, 40)
@@ -72,6 +84,7 @@ GRIDS: dict[str, list[dict[str, float]]] = {
 """Settings that are tried; baselines without an entry have nothing to tune."""
 
 _BLOCK = 1 << 24
+_TINY = 1e-12
 
 
 class RankingBaseline(Protocol):
@@ -103,7 +116,13 @@ class Tuned:
 
 
 def fit_ranking(
-    name: str, histories: Histories, num_items: int, *, seed: int, settings: Settings
+    name: str,
+    histories: Histories,
+    num_items: int,
+    *,
+    seed: int,
+    settings: Settings,
+    text: NDArray[np.floating] | None = None,
 ) -> RankingBaseline:
     """Fit a baseline of `RANKING_BASELINES` on all the events that are given.
 
@@ -111,9 +130,11 @@ def fit_ranking(
         name: which one.
         histories: the events that may be known, and no others.
         num_items: N.
-        seed: decides `random` and the first factors of `ials`.
+        seed: decides `random` and the first factors of `ials` and `ials_text`.
         settings: a value for each key of the baseline's grid.
+        text: (N, W), the items' text vectors, zeros for items without text; for `TEXT_BASELINES`.
     """
+    assert text is not None or name not in TEXT_BASELINES, f"{name} reads the items' texts"
     match name:
         case "random":
             return Random(num_items, seed)
@@ -151,6 +172,20 @@ def fit_ranking(
                 reg=settings["reg"],
                 seed=seed,
             )
+        case "text_nearest":
+            assert text is not None, "checked above"
+            fitted = TextNearest(text)
+        case "ials_text":
+            assert text is not None, "checked above"
+            fitted = IalsText(
+                histories,
+                text,
+                factors=int(settings["factors"]),
+                alpha=settings["alpha"],
+                reg=settings["reg"],
+                ridge=settings["ridge"],
+                seed=seed,
+            )
         case _:
             raise AssertionError(f"unknown ranking baseline {name}")
     return _PopularWithoutHistory(fitted, item_counts(histories, num_items))
@@ -180,7 +215,14 @@ def fit_pointwise(
 
 
 def tune_ranking(
-    name: str, histories: Histories, num_items: int, *, k: int, seed: int
+    name: str,
+    histories: Histories,
+    num_items: int,
+    *,
+    k: int,
+    seed: int,
+    candidates: Candidates = "all",
+    text: NDArray[np.floating] | None = None,
 ) -> tuple[Tuned, NDArray[np.int32]]:
     """Choose a ranking baseline's settings by NDCG@k on validation.
 
@@ -190,13 +232,16 @@ def tune_ranking(
         num_items: N.
         k: length of the lists.
         seed: as in `fit_ranking`.
+        candidates: as in `candidate_items`.
+        text: as in `fit_ranking`.
 
     Returns:
         What was chosen (the first of equals; without validation events the middle of the grid), and
         the lists for validation under it: (U, k) int32.
     """
     known = histories.before("validation")
-    relevance = relevant_items(histories, "validation", num_items)
+    relevance = relevant_items(histories, "validation", num_items, candidates)
+    allowed = candidate_items(histories, "validation", num_items, candidates)
     options = GRIDS.get(name, [{}])
     if not relevance.count.any():
         chosen = options[len(options) // 2]
@@ -204,8 +249,8 @@ def tune_ranking(
     best = Tuned({}, -np.inf, len(options))
     lists = np.zeros((0, k), np.int32)
     for settings in options:
-        model = fit_ranking(name, known, num_items, seed=seed, settings=settings)
-        ranked = rank(model, known, num_items, k=k)
+        model = fit_ranking(name, known, num_items, seed=seed, settings=settings, text=text)
+        ranked = rank(model, known, num_items, k=k, allowed=allowed)
         value = float(np.nanmean(metrics.ndcg(relevance.hits(ranked), relevance.count)))
         if value > best.value:
             best, lists = Tuned(settings, value, len(options)), ranked
@@ -243,10 +288,27 @@ def clip_prediction(
 # ---- the protocol -------------------------------------------------------------------------------
 
 
-def relevant_items(histories: Histories, split: str, num_items: int) -> metrics.Relevance:
+def candidate_items(
+    histories: Histories, split: str, num_items: int, candidates: Candidates
+) -> NDArray[np.bool_] | None:
+    """Give the items that lists for `split` are made from: (N,) bool; None: all of them.
+
+    Args:
+        histories: events of all splits.
+        split: which one is judged.
+        num_items: N.
+        candidates: `cold`: items without an event of an earlier split, whoever's.
+    """
+    return None if candidates == "all" else unmet_items(histories.before(split), num_items)
+
+
+def relevant_items(
+    histories: Histories, split: str, num_items: int, candidates: Candidates = "all"
+) -> metrics.Relevance:
     """Give what lists for `split` are judged by: each user's items there that are new to it.
 
-    Items of a user's earlier events are masked in every list, so they are no relevant items.
+    Items of a user's earlier events are masked in every list, so they are no relevant items; nor
+    are those that are no candidates.
     """
     position = SPLITS.index(split)
     user, item = histories.event_user, histories.item_index
@@ -254,6 +316,9 @@ def relevant_items(histories: Histories, split: str, num_items: int) -> metrics.
     held_out = histories.split == position
     seen = np.isin(pair, np.unique(pair[histories.split < position])) & (item >= 2)
     keep = held_out & ~seen
+    allowed = candidate_items(histories, split, num_items, candidates)
+    if allowed is not None:
+        keep &= allowed[item] | (item < 2)
     return metrics.Relevance.from_pairs(
         user[keep], item[keep], num_users=len(histories), num_items=num_items
     )
@@ -266,11 +331,17 @@ def labelled_rows(histories: Histories, task: str, split: str) -> NDArray[np.int
 
 
 def rank(
-    model: RankingBaseline, histories: Histories, num_items: int, *, k: int
+    model: RankingBaseline,
+    histories: Histories,
+    num_items: int,
+    *,
+    k: int,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int32]:
     """Give each user's best k items among those not in its history: (U, k) int32, padded with 0.
 
-    Best first, ties by item position; the whole catalogue is scored, block by block.
+    Best first, ties by item position; the whole catalogue is scored, block by block, and only
+    items of `allowed` (N,) are listed.
     """
     ranked = np.zeros((len(histories), k), np.int32)
     size = max(1, _BLOCK // num_items)
@@ -278,6 +349,8 @@ def rank(
         block = histories.rows(np.arange(start, min(start + size, len(histories))))
         scores = model.score_users(block).astype(np.float32, copy=True)
         scores[:, :2] = -np.inf
+        if allowed is not None:
+            scores[:, ~allowed] = -np.inf
         scores[block.event_user, block.item_index] = -np.inf
         ranked[start : start + len(block)] = top_k(scores, k)
     return ranked
@@ -551,6 +624,67 @@ class Ials:
     def score_users(self, histories: Histories) -> Scores:
         """Give (B, N) inner products."""
         return self._factors.scores(histories)
+
+
+class TextNearest:
+    """Cosine of an item's text vector and the mean of those of the history's items.
+
+    The mean is over the history's items that have a text; items without one score 0.
+    """
+
+    def __init__(self, text: NDArray[np.floating]) -> None:
+        rows = text.astype(np.float64)
+        self._text = rows
+        self._unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _TINY)
+
+    def score_users(self, histories: Histories) -> Scores:
+        """Give (B, N) cosines."""
+        # The mean is the sum over a count, which a cosine does not see.
+        total = interaction_matrix(histories, len(self._text)) @ self._text
+        total /= np.maximum(np.linalg.norm(total, axis=1, keepdims=True), _TINY)
+        return np.asarray(total @ self._unit.T, np.float32)
+
+
+class IalsText:
+    """iALS whose factors of items that nobody has met are told by the items' texts.
+
+    A ridge regression with intercept from the text vectors to the factors, fitted on the items that
+    have events and text: W = (T'T + ridge I)^-1 T'Y, both centred. Content mapped to the factors of
+    a fitted factorisation, for new items, is what Gantner et al. (2010) do and what DropoutNet
+    (Volkovs et al. 2017) does with a network. An unmet item without text has zeros.
+    """
+
+    def __init__(
+        self,
+        histories: Histories,
+        text: NDArray[np.floating],
+        *,
+        factors: int,
+        alpha: float,
+        reg: float,
+        ridge: float,
+        seed: int,
+    ) -> None:
+        self._ials = fit_ials(
+            histories, len(text), factors=factors, alpha=alpha, reg=reg, seed=seed
+        )
+        self._items = self._ials.items.astype(np.float64)
+        has_text = text.any(axis=1)
+        is_unmet = unmet_items(histories, len(text))
+        known = np.flatnonzero(has_text & ~is_unmet)
+        known = known[known >= 2]
+        if len(known):
+            rows = text.astype(np.float64)
+            mean_text, mean_items = rows[known].mean(0), self._items[known].mean(0)
+            centred = rows[known] - mean_text
+            gram = centred.T @ centred + ridge * np.eye(rows.shape[1])
+            weights = np.linalg.solve(gram, centred.T @ (self._items[known] - mean_items))
+            told = is_unmet & has_text
+            self._items[told] = (rows[told] - mean_text) @ weights + mean_items
+
+    def score_users(self, histories: Histories) -> Scores:
+        """Give (B, N) inner products of users, solved for from their histories, and items."""
+        return np.asarray(self._ials.users(histories) @ self._items.T, np.float32)
 
 
 class _PopularWithoutHistory:

@@ -342,7 +342,7 @@ class _Chain:
             [_dump(task) for task in config.tasks],
             self._section("model"),
             self._section("train"),
-            [config.run.seed, config.evaluate.k],
+            [config.run.seed, config.evaluate.k, config.evaluate.candidates],
             parents,
         )
         checkpoints = config.run.storage or storage.join(self.paths.workdir, "checkpoints")

@@ -704,11 +704,14 @@ Baseline = Literal[
     "slim",
     "ials",
     "bpr",
+    "text_nearest",
+    "ials_text",
     "mean",
     "bias",
     "common_neighbours",
     "adamic_adar",
 ]
+Candidates = Literal["all", "cold"]
 
 
 class EvaluateConfig(_Section):
@@ -728,6 +731,9 @@ class EvaluateConfig(_Section):
     """Baselines to fit and report beside the model."""
     k: int = Field(10, ge=1, le=100)
     """Length of the lists that ranking metrics look at."""
+    candidates: Candidates = "all"
+    """What lists are made from, in validation while fitting too: `all` items, or only `cold` ones,
+    those without an event before the split that is judged."""
     bootstrap_samples: int = Field(1000, ge=100)
     """Resamples of users behind each interval."""
     max_dense_items: int = Field(50_000, ge=1)

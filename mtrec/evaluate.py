@@ -78,10 +78,17 @@ def evaluate(
     _check(shipped, items, place)
     splits = [split for split in HELD_OUT if split not in shipped.fitted_on]
     answered, social = ask_model(
-        config, dataset=dataset, bundle=place, histories=histories, splits=splits
+        config,
+        dataset=dataset,
+        bundle=place,
+        histories=histories,
+        splits=splits,
+        num_items=items.num_rows + 2,
     )
     event(logger, "evaluate.model", seconds=time.perf_counter() - started)
-    tuned, notes = ask_baselines(config, histories, items.num_rows + 2, answered)
+    tuned, notes = ask_baselines(
+        config, histories, items.num_rows + 2, answered, text=shipped.vectors.text
+    )
     links = None
     if social_task(config.tasks) is not None:
         users = read_table(storage.join(dataset, "users.parquet"))
@@ -121,11 +128,17 @@ def evaluate(
 class RankUsers:
     """Hold a `Recommender` in an actor and answer for batches of users' histories."""
 
-    def __init__(self, bundle: str, config: Config, splits: Sequence[str], device: str) -> None:
+    def __init__(
+        self,
+        bundle: str,
+        config: Config,
+        allowed: Mapping[str, NDArray[np.bool_] | None],
+        device: str,
+    ) -> None:
         evaluated = as_evaluated(load_bundle(bundle), config)
         self._recommender = Recommender(evaluated, device=device, threads=1)
         self._k = config.evaluate.k
-        self._splits = splits
+        self._allowed = allowed
         self._tasks = [task.name for task in label_tasks(config.tasks)]
         self._with_friends = social_task(config.tasks) is not None
 
@@ -138,9 +151,9 @@ class RankUsers:
         """
         histories = Histories.from_table(batch)
         columns: dict[str, pa.Array] = {"user_id": batch.column("user_id").combine_chunks()}
-        for split in self._splits:
+        for split, allowed in self._allowed.items():
             lists, predictions = answer(
-                self._recommender, histories, split, k=self._k, tasks=self._tasks
+                self._recommender, histories, split, k=self._k, tasks=self._tasks, allowed=allowed
             )
             columns[f"{split}_items"] = pa.FixedSizeListArray.from_arrays(
                 pa.array(lists.ravel(), pa.int32()), self._k
@@ -174,7 +187,13 @@ def as_evaluated(bundle: Bundle, config: Config) -> Bundle:
 
 
 def answer(
-    recommender: Recommender, histories: Histories, split: str, *, k: int, tasks: Sequence[str]
+    recommender: Recommender,
+    histories: Histories,
+    split: str,
+    *,
+    k: int,
+    tasks: Sequence[str],
+    allowed: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int32], dict[str, NDArray[np.float32]]]:
     """Ask a recommender what it says about a split, from the events before it.
 
@@ -184,6 +203,7 @@ def answer(
         split: the split to answer for.
         k: length of the lists.
         tasks: the tasks whose labels to predict.
+        allowed: (N,) bool, the items that may be listed; None: all.
 
     Returns:
         Lists (U, k), padded with 0; users without a held-out event are not asked and have none.
@@ -194,7 +214,7 @@ def answer(
     known = histories.before(split).rows(asked)
     lists = np.zeros((len(histories), k), np.int32)
     if len(asked):
-        found, _ = recommender.top_k(known, k=k)
+        found, _ = recommender.top_k(known, k=k, allowed=allowed)
         lists[asked] = np.maximum(found, 0)
     predictions = {task: np.zeros(0, np.float32) for task in tasks}
     if len(rows) and tasks:
@@ -211,9 +231,23 @@ def answer(
 
 
 def ask_model(
-    config: Config, *, dataset: str, bundle: str, histories: Histories, splits: Sequence[str]
+    config: Config,
+    *,
+    dataset: str,
+    bundle: str,
+    histories: Histories,
+    splits: Sequence[str],
+    num_items: int,
 ) -> tuple[Answered, dict[str, NDArray[np.float32]]]:
     """Let actors answer for all users and put the answers in the order of `histories`.
+
+    Args:
+        config: the run.
+        dataset: folder or URI of the dataset artifact.
+        bundle: a version's folder.
+        histories: all events of the dataset.
+        splits: the splits to answer for.
+        num_items: rows of the item vocabulary.
 
     Returns:
         The answers; and, with a social task, split -> social vectors (U, D).
@@ -221,6 +255,10 @@ def ask_model(
     tasks = [task.name for task in label_tasks(config.tasks)]
     k = config.evaluate.k
     gpus = int(cluster_gpus())
+    allowed = {
+        split: baselines.candidate_items(histories, split, num_items, config.evaluate.candidates)
+        for split in splits
+    }
     actors = min(config.score.actors, gpus or max(1, int(cluster_cpus())))
     rows = (
         ray.data.read_parquet(storage.absolute(storage.join(dataset, "histories")))
@@ -229,7 +267,7 @@ def ask_model(
             fn_constructor_args=(
                 storage.absolute(bundle),
                 config,
-                list(splits),
+                allowed,
                 "cuda" if gpus else "cpu",
             ),
             batch_size=config.score.batch_size,
@@ -315,12 +353,23 @@ def ask_friends(
 
 
 def ask_baselines(
-    config: Config, histories: Histories, num_items: int, answered: Answered
+    config: Config,
+    histories: Histories,
+    num_items: int,
+    answered: Answered,
+    text: NDArray[np.floating] | None = None,
 ) -> tuple[dict[str, Tree], list[str]]:
     """Tune and fit every baseline of the configuration and add what it says to `answered`.
 
     Validation answers are those of the tuned baseline fitted on train, test answers those of the
     same settings fitted on train and validation.
+
+    Args:
+        config: the run.
+        histories: all events.
+        num_items: N.
+        answered: split -> method -> answers; the baselines' are added.
+        text: (N, W), the items' text vectors; None: they have none.
 
     Returns:
         What tuning chose, by baseline and task, and notes on what was left out.
@@ -340,16 +389,23 @@ def ask_baselines(
                 f"evaluate.max_dense_items = {config.evaluate.max_dense_items}"
             )
             continue
+        if name in baselines.TEXT_BASELINES and text is None:
+            notes.append(f"{name} was left out: the items have no text")
+            continue
         if name in baselines.RANKING_BASELINES:
-            found, lists = baselines.tune_ranking(name, histories, num_items, k=k, seed=seed)
+            candidates = config.evaluate.candidates
+            found, lists = baselines.tune_ranking(
+                name, histories, num_items, k=k, seed=seed, candidates=candidates, text=text
+            )
             tuned[name] = {retrieval: _tuned_json(found, f"ndcg@{k}")}
             for split in answered:
                 if split == "test":
                     known = histories.before(split)
                     model = baselines.fit_ranking(
-                        name, known, num_items, seed=seed, settings=found.settings
+                        name, known, num_items, seed=seed, settings=found.settings, text=text
                     )
-                    lists = baselines.rank(model, known, num_items, k=k)
+                    allowed = baselines.candidate_items(histories, split, num_items, candidates)
+                    lists = baselines.rank(model, known, num_items, k=k, allowed=allowed)
                 answered[split][name] = Answers(lists, {})
         else:
             _ask_pointwise(config, name, histories, num_items, answered, tuned)

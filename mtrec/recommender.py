@@ -279,6 +279,7 @@ class Recommender:
         *,
         k: int,
         exclude: Sequence[NDArray[np.integer]] | None = None,
+        allowed: NDArray[np.bool_] | None = None,
         with_tasks: bool = True,
     ) -> RankedLists:
         """Give the lists of B users by their histories, blended as `score.weights` says.
@@ -289,11 +290,13 @@ class Recommender:
             users: B rows; by default what is stored under the histories' user ids.
             k: items per user at most.
             exclude: B arrays of positions; by default the items of each user's history here.
+            allowed: (N,) bool, the positions that may be listed; by default all.
             with_tasks: also predict the ranking tasks of what is listed.
         """
         users = self.user_rows(histories.user_ids.tolist()) if users is None else users
         crowd = self._ranker.crowd(histories, users, exclude)
-        return self._ranker.rank(crowd, Wish(k, self._ranker.weights, with_tasks=with_tasks))
+        wish = Wish(k, self._ranker.weights, allowed=allowed, with_tasks=with_tasks)
+        return self._ranker.rank(crowd, wish)
 
     def friend_lists(
         self, positions: NDArray[np.int64], *, k: int
@@ -331,9 +334,12 @@ class Recommender:
         *,
         k: int,
         exclude: Sequence[NDArray[np.integer]] | None = None,
+        allowed: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Give B users' lists as (item_index, score), both (B, k); see `rank_lists`."""
-        lists = self.rank_lists(histories, users, k=k, exclude=exclude, with_tasks=False)
+        lists = self.rank_lists(
+            histories, users, k=k, exclude=exclude, allowed=allowed, with_tasks=False
+        )
         return lists.item_index, lists.score
 
     def score_pairs(

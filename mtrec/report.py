@@ -15,11 +15,18 @@ from numpy.typing import NDArray
 
 from mtrec import baselines, comparison
 from mtrec.comparison import MODEL, Draws, Figures, ItemFacts, Rows, Tree
-from mtrec.config import BinaryTask, Config, RegressionTask, SocialTask, label_tasks
+from mtrec.config import (
+    BinaryTask,
+    Candidates,
+    Config,
+    RegressionTask,
+    SocialTask,
+    label_tasks,
+)
 from mtrec.data.histories import SPLITS, Histories
 from mtrec.data.links import Links
 from mtrec.friends import friend_relevance
-from mtrec.metrics import LOWER_IS_BETTER, Figure, Floats
+from mtrec.metrics import LOWER_IS_BETTER, Figure, Floats, Relevance
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +201,7 @@ def measure(
                 facts = ItemFacts(_links_each(links.of("train")), None)
                 measured[task.name] = comparison.compare_lists(lists, relevance, facts, draws)
         else:
-            relevance = baselines.relevant_items(histories, split, len(items.train_count))
+            relevance = _relevance(config, histories, items, split)
             lists = _lists(answers)
             if relevance.count.any() and lists:
                 measured[task.name] = comparison.compare_lists(lists, relevance, items, draws)
@@ -208,12 +215,13 @@ def _masked(
     retrieval = next(task.name for task in config.tasks if task.kind == "retrieval")
     for split in answered:
         held_out = int((histories.split == SPLITS.index(split)).sum())
-        relevance = baselines.relevant_items(histories, split, len(items.train_count))
+        relevance = _relevance(config, histories, items, split)
         left_out = held_out - int(relevance.count.sum())
         if left_out:
             yield (
                 f"{retrieval}: {left_out} of {held_out} {split} events are of items that their "
-                "user had met before or that are unknown; lists leave those out, and so do figures"
+                f"user had met before{_WARM[config.evaluate.candidates]} or that are unknown; "
+                "lists leave those out, and so do figures"
             )
 
 
@@ -248,7 +256,7 @@ def _slices(
         else:
             slices[task.name] = comparison.slice_lists(
                 _lists(answers),
-                baselines.relevant_items(histories, "test", len(items.train_count)),
+                _relevance(config, histories, items, "test"),
                 history_length=length,
                 train_count=items.train_count,
             )
@@ -285,7 +293,7 @@ def describe_protocol(
 ) -> Tree:
     """Say how the figures were made, in the words that a reader needs to repeat them."""
     k = config.evaluate.k
-    test = baselines.relevant_items(histories, "test", len(items.train_count))
+    test = _relevance(config, histories, items, "test")
     held_out = histories.split == SPLITS.index("test")
     return {
         "data": config.data.source or os.path.basename(config.data.interactions.path),
@@ -301,7 +309,8 @@ def describe_protocol(
         "test_users": int((test.count > 0).sum()),
         "test_events_of_unknown_items": int((held_out & (histories.item_index < 2)).sum()),
         "tasks": {task.name: task.kind for task in config.tasks},
-        "ranking": "the whole catalogue, items of the user's history left out, ties by position",
+        "ranking": f"{_CANDIDATES[config.evaluate.candidates]}, items of the user's history left "
+        "out, ties by position",
         "history": "the user's events before the split: train for validation, train and "
         "validation for test",
         "relevance": "binary; mean over users with a held-out item; ideal gain over min(|R|, k)",
@@ -310,6 +319,19 @@ def describe_protocol(
         "of users, the same for every method",
         "lower_is_better": sorted(LOWER_IS_BETTER),
     }
+
+
+_CANDIDATES: dict[Candidates, str] = {
+    "all": "the whole catalogue",
+    "cold": "the items that have no event before the split",
+}
+_WARM: dict[Candidates, str] = {"all": "", "cold": ", that others had met"}
+
+
+def _relevance(config: Config, histories: Histories, items: ItemFacts, split: str) -> Relevance:
+    return baselines.relevant_items(
+        histories, split, len(items.train_count), config.evaluate.candidates
+    )
 
 
 def _rows(histories: Histories, task: RegressionTask | BinaryTask, split: str) -> Rows:

@@ -45,6 +45,8 @@ _BASELINES = {
     "ease": "EASE",
     "ials": "iALS",
     "bpr": "BPR",
+    "text_nearest": "nearest by text",
+    "ials_text": "iALS, items by text",
     "slim": "SLIM",
     "adamic_adar": "Adamic-Adar",
     "mean": "mean",

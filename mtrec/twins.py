@@ -90,9 +90,16 @@ def evaluate_twins(
         links=links,
         histories=histories,
         items=ItemFacts(train_count, None),
-        joint=_ask(config, dataset, bundle, histories, links),
+        joint=_ask(config, dataset, bundle, histories, links, items.num_rows + 2),
         twins={
-            task: _ask(twin_config(config, config.task(task)), dataset, place, histories, links)
+            task: _ask(
+                twin_config(config, config.task(task)),
+                dataset,
+                place,
+                histories,
+                links,
+                items.num_rows + 2,
+            )
             for task, place in twins.items()
         },
         metrics={task: _metric(config, config.task(task)) for task in twins},
@@ -113,10 +120,20 @@ def evaluate_twins(
 
 
 def _ask(
-    config: Config, dataset: str, bundle: str, histories: Histories, links: Links | None
+    config: Config,
+    dataset: str,
+    bundle: str,
+    histories: Histories,
+    links: Links | None,
+    num_items: int,
 ) -> Answers:
     answered, social = ask_model(
-        config, dataset=dataset, bundle=bundle, histories=histories, splits=["test"]
+        config,
+        dataset=dataset,
+        bundle=bundle,
+        histories=histories,
+        splits=["test"],
+        num_items=num_items,
     )
     if links is not None:
         ask_friends(config, load_bundle(bundle), histories, links, social, answered)

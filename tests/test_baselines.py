@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import ElasticNet
+from sklearn.linear_model import ElasticNet, Ridge
 
 from mtrec import baselines, metrics
 from mtrec.baselines import fit_pointwise, fit_ranking, rank, top_k
@@ -78,6 +78,37 @@ def test_relevant_items_are_new_ones_and_an_unknown_item_stays_a_miss() -> None:
     relevance = baselines.relevant_items(histories, "test", 6)
     assert relevance.key.tolist() == [4]
     assert relevance.count.tolist() == [2]
+
+
+def test_cold_candidates_are_items_without_an_event_of_an_earlier_split() -> None:
+    # 2 and 3 are met in training, 4 by somebody in validation, 5 in test alone, 6 never.
+    histories = _histories([[2, 4, 5, 1], [3, 4, 2]], split=[[0, 1, 2, 2], [0, 2, 2]])
+
+    def cold(split: str) -> list[int]:
+        allowed = baselines.candidate_items(histories, split, 7, "cold")
+        assert allowed is not None
+        return np.flatnonzero(allowed).tolist()
+
+    assert cold("validation") == [4, 5, 6]
+    assert cold("test") == [5, 6]
+    assert baselines.candidate_items(histories, "test", 7, "all") is None
+
+
+def test_of_cold_candidates_only_they_and_unknown_items_are_relevant() -> None:
+    histories = _histories([[2, 4, 5, 1], [3, 4, 2]], split=[[0, 1, 2, 2], [0, 2, 2]])
+    relevance = baselines.relevant_items(histories, "test", 7, "cold")
+    assert relevance.key.tolist() == [5]
+    assert relevance.count.tolist() == [2, 0]
+
+
+def test_lists_hold_only_what_is_allowed() -> None:
+    histories = _random_histories(20, 12)
+    model = fit_ranking("popularity", histories, 14, seed=0, settings={})
+    allowed = np.arange(14) % 3 == 0
+    ranked = rank(model, histories, 14, k=12, allowed=allowed)
+    for user in range(20):
+        history = histories.item_index[histories.offsets[user] : histories.offsets[user + 1]]
+        assert set(ranked[user]) - {0} == {3, 6, 9, 12} - set(history)
 
 
 # ---- ranking ------------------------------------------------------------------------------------
@@ -238,6 +269,69 @@ def test_ials_reaches_the_loss_of_a_dense_alternating_oracle() -> None:
     assert loss(solve(item, c, p), item) == pytest.approx(loss(x, y), rel=0.02)
 
 
+def _texts(num_items: int, width: int = 7) -> np.ndarray:
+    """Give random text vectors; item 4 has none."""
+    text = np.random.default_rng(3).normal(size=(num_items, width)) + 0.5
+    text[:2] = text[4] = 0.0
+    return text
+
+
+def test_text_nearest_is_the_cosine_to_the_mean_text_of_the_history() -> None:
+    histories, text = _random_histories(30, 20), _texts(22)
+    model = fit_ranking("text_nearest", histories, 22, seed=0, settings={}, text=text)
+    scores = model.score_users(histories)
+    for user in range(30):
+        history = histories.item_index[histories.offsets[user] : histories.offsets[user + 1]]
+        mean = np.mean([text[item] for item in history if item != 4], axis=0)
+        for item in range(2, 22):
+            size = np.linalg.norm(mean) * np.linalg.norm(text[item])
+            expected = mean @ text[item] / size if item != 4 else 0.0
+            assert scores[user, item] == pytest.approx(expected, abs=1e-6)
+
+
+def test_ials_text_tells_the_factors_of_unmet_items_from_their_texts() -> None:
+    # 18 items are met, the four after them are not; of item 4 there is no text, nor of item 21.
+    histories, text = _random_histories(40, 18), _texts(24)
+    text[21] = 0.0
+    settings = {"factors": 5.0, "alpha": 8.0, "reg": 2.0}
+    ials = fit_ranking("ials", histories, 24, seed=0, settings=settings)
+    found = fit_ranking(
+        "ials_text", histories, 24, seed=0, settings={**settings, "ridge": 3.0}, text=text
+    )
+    y = ials._fitted._factors.items.astype(np.float64)
+    met = [item for item in range(2, 20) if item != 4]
+    ridge = Ridge(alpha=3.0).fit(text[met], y[met])
+    expected = y.copy()
+    for item in (20, 22, 23):
+        expected[item] = ridge.predict(text[[item]])[0]
+    expected[21] = 0.0
+    for user, touched in enumerate(_dense(histories, 24)[:5]):
+        confidence = np.where(touched > 0, 8.0, 1.0)
+        left = (y * confidence[:, None]).T @ y + 2.0 * np.eye(5)
+        vector = np.linalg.solve(left, y.T @ (confidence * touched))
+        np.testing.assert_allclose(
+            found.score_users(histories)[user, 2:], (expected @ vector)[2:], atol=2e-4
+        )
+
+
+@pytest.mark.parametrize("name", ["text_nearest", "ials_text"])
+def test_text_tells_which_items_nobody_met_are_of_a_users_taste(name: str) -> None:
+    # Two groups of users and items; four of each group's ten items have no event in training.
+    rng = np.random.default_rng(0)
+    rows = [[2 + 2 * n + user % 2 for n in range(10)] for user in range(40)]
+    histories = _histories(rows, split=[[0] * 6 + [1] * 4] * 40)
+    text = rng.normal(size=(22, 8))
+    text[2::2, 0] += 4.0
+    text[3::2, 1] += 4.0
+    text[:2] = 0.0
+    tuned, ranked = baselines.tune_ranking(
+        name, histories, 22, k=4, seed=0, candidates="cold", text=text
+    )
+    # Eight candidates, four of which are the user's: chance is 1/2.
+    assert tuned.value > 0.95
+    assert set(ranked.ravel().tolist()) <= set(range(14, 22))
+
+
 @pytest.mark.parametrize("name", ["itemknn", "ease", "slim", "ials", "bpr", "bigram"])
 def test_a_planted_taste_is_found_and_popularity_misses_it(name: str) -> None:
     # Two groups of 30 users and 12 items each; a user's items are of its own group.
@@ -262,8 +356,9 @@ def test_a_planted_taste_is_found_and_popularity_misses_it(name: str) -> None:
 def test_every_ranking_baseline_is_repeatable_and_scores_users_one_by_one(name: str) -> None:
     histories = _random_histories(25, 18)
     settings = baselines.GRIDS.get(name, [{}])[0]
-    first = fit_ranking(name, histories, 20, seed=5, settings=settings)
-    again = fit_ranking(name, histories, 20, seed=5, settings=settings)
+    text = _texts(20)
+    first = fit_ranking(name, histories, 20, seed=5, settings=settings, text=text)
+    again = fit_ranking(name, histories, 20, seed=5, settings=settings, text=text)
     scores = first.score_users(histories)
     assert scores.shape == (25, 20)
     np.testing.assert_array_equal(scores, again.score_users(histories))

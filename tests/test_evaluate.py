@@ -133,6 +133,67 @@ def test_evaluate_writes_report_and_page(small: "Small", tmp_path: Path, ray_loc
 
 
 @pytest.mark.ray
+def test_cold_items_are_ranked_among_themselves_beside_baselines_that_read_text(
+    small: "Small", tmp_path: Path, ray_local: None
+) -> None:
+    from mtrec.evaluate import evaluate
+    from mtrec.recommender import Recommender
+
+    # Events of the items at 8 to 11 are test, whoever's; 6 and 7 are validation.
+    item = small.histories.item_index
+    split = np.select([np.isin(item, range(8, 12)), np.isin(item, (6, 7))], [2, 1], 0)
+    histories = replace(small.histories, split=split.astype(np.int8))
+    evaluate(
+        _config(
+            small, candidates="cold", baselines=["popularity", "text_nearest", "ials_text"], k=3
+        ),
+        dataset=_dataset(small, tmp_path / "dataset", histories),
+        bundle=small.path,
+        path=str(tmp_path / "report"),
+        key="k",
+        parents={},
+    )
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    bundle = load_bundle(small.path)
+    recommender = Recommender(bundle)
+    known = histories.before("test")
+    unmet = [place for place in range(2, 14) if place not in known.item_index]
+    text = np.asarray(bundle.vectors.text, np.float64)
+    ours, nearest, popular, free = [], [], [], []
+    for user in range(len(histories)):
+        mine = histories.rows([user])
+        wanted = set(mine.item_index[mine.split == 2])
+        if not wanted:
+            continue
+        ranked, _ = recommender.top_k(known.rows([user]), k=12)
+        listed = [place for place in ranked[0] if place in unmet][:3]
+        ours.append(len(wanted & set(listed)) / len(wanted))
+        free.append(len(wanted & set(ranked[0, :3])) / len(wanted))
+        # Nobody has met any of them: popularity has them in the order of their positions.
+        popular.append(len(wanted & set(unmet[:3])) / len(wanted))
+        mean = sum(text[place] for place in known.rows([user]).item_index if place > 1)
+        cosine = {place: mean @ text[place] / np.linalg.norm(text[place]) for place in unmet}
+        best = sorted(unmet, key=lambda place: (-cosine[place], place))[:3]
+        nearest.append(len(wanted & set(best)) / len(wanted))
+    assert np.mean(free) < np.mean(ours)  # so that the restriction shows
+    assert report["model"]["click"]["recall@3"] == pytest.approx(np.mean(ours))
+    for name, values in (("text_nearest", nearest), ("popularity", popular)):
+        found = report["baselines"][name]["click"]["recall@3"]
+        assert found == pytest.approx(np.mean(values))
+    assert set(report["tuned"]["ials_text"]["click"]["settings"]) >= {"ridge", "factors"}
+
+
+def test_baselines_that_read_text_are_left_out_aloud_where_there_is_none(small: "Small") -> None:
+    from mtrec.evaluate import ask_baselines
+
+    config = _config(small, baselines=["popularity", "text_nearest"])
+    answered = {"test": {}}
+    _, notes = ask_baselines(config, _split(small.histories), 14, answered)
+    assert notes == ["text_nearest was left out: the items have no text"]
+    assert set(answered["test"]) == {"popularity"}
+
+
+@pytest.mark.ray
 def test_without_held_out_events_evaluate_says_so(
     small: "Small", tmp_path: Path, ray_local: None
 ) -> None:

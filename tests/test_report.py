@@ -28,11 +28,15 @@ def _histories(num_users: int = 6, *, test: bool = True) -> Histories:
     )
 
 
-def _report(histories: Histories, *, splits: tuple[str, ...] = ("validation", "test")) -> Any:
+def _report(
+    histories: Histories,
+    *,
+    splits: tuple[str, ...] = ("validation", "test"),
+    candidates: str = "all",
+) -> Any:
     config = small_config()
-    config = config.model_copy(
-        update={"evaluate": config.evaluate.model_copy(update={"k": K, "bootstrap_samples": 100})}
-    )
+    evaluate = {"k": K, "bootstrap_samples": 100, "candidates": candidates}
+    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=evaluate)})
     users = len(histories)
     answered = {}
     for split in splits:
@@ -96,6 +100,21 @@ def test_validation_has_figures_of_its_own_events() -> None:
     assert report["validation"]["model"]["click"]["hr@3"] == 0.0
     assert report["validation"]["model"]["stars"]["rmse"] == pytest.approx(0.5)
     assert report["validation"]["baselines"]["bias"]["stars"]["rmse"] == 0.0
+
+
+def test_of_cold_candidates_only_they_count_and_the_protocol_says_so() -> None:
+    histories = _histories()
+    histories.item_index[7] = 6  # the second user's test item, which the third met in training
+    histories.item_index[8] = 6
+    report = _report(histories, candidates="cold")
+    # Five users are left, and the first has item 5 at place 2.
+    assert report["protocol"]["test_users"] == 5
+    assert report["model"]["click"]["mrr@3"] == pytest.approx((4 + 0.5) / 5)
+    assert report["protocol"]["ranking"].startswith("the items that have no event before the split")
+    assert any(
+        note.startswith("click: 1 of 6 test events") and "that others had met" in note
+        for note in report["notes"]
+    )
 
 
 def test_auc_of_one_class_is_absent() -> None:

@@ -1,6 +1,7 @@
 """Single-task twins: which run a twin is, and a run with its twins from end to end."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,47 @@ def test_twins_are_trained_compared_and_kept(copied_run: Config) -> None:
     allowed = config.evaluate.model_copy(update={"max_harm": 0.5})
     lenient = config.model_copy(update={"evaluate": allowed})
     assert run(lenient, stages=["evaluate"]).done == {}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_social_task_has_a_twin_that_is_compared_by_its_links(
+    plant: Callable[..., Config], tmp_path: Path, ray_local: None
+) -> None:
+    config = plant(tmp_path, friends=5, train={"epochs": 2, "batch_size": 16})
+    # Two tasks are enough: links and items.
+    social = [task for task in config.tasks if task.kind in ("retrieval", "social")]
+    config = config.model_copy(
+        update={
+            "tasks": social,
+            "evaluate": config.evaluate.model_copy(
+                update={"baselines": ["popularity", "adamic_adar"]}
+            ),
+        }
+    )
+    done = run(config, stages=["prepare", "embed", "train", "evaluate"], twins=True).done
+    assert {"twin of retrieval", "twin of friends", "twins"} <= set(done)
+
+    workdir = Path(config.run.workdir)
+    tree = json.loads((workdir / "twins" / "report" / "twins.json").read_text())
+    report = json.loads((workdir / "report" / "report.json").read_text())
+    entry = tree["tasks"]["friends"]
+    assert entry["metric"] == "ndcg@10"
+    assert entry["joint"] == pytest.approx(report["model"]["friends"]["ndcg@10"], rel=1e-6)
+    bounds = report["intervals"]["model"]["friends"]["ndcg@10"]
+    assert entry["joint_interval"] == pytest.approx(bounds, rel=1e-6)
+    # What each twin learns is its own task alone; of retrieval that is the content's and the
+    # behaviour's losses too, with weights of .2.
+    last = {
+        name: json.loads(
+            next((workdir / "twins" / name / "bundles").glob("*/metrics.json")).read_text()
+        )["history"][-1]
+        for name in ("retrieval", "friends")
+    }
+    assert last["friends"]["loss"] == pytest.approx(last["friends"]["loss/friends"])
+    items = last["retrieval"]
+    parts = 0.2 * (items["loss/content"] + items["loss/collaborative"])
+    assert items["loss"] == pytest.approx(items["loss/retrieval"] + parts)
+    assert load_config(str(workdir / "twins" / "friends" / "config.yaml")).train.monitor == (
+        "friends/ndcg@10"
+    )

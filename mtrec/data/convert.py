@@ -3,14 +3,15 @@
 Each converter reads the files as their authors publish them and writes UTF-8 CSV tables for
 `data.root`, whole or not at all; equal input and seed write equal bytes, and what is there already
 is left alone. The splits are NumPy draws over the file's row order, so that others can repeat them
-in three lines; `splits.py` holds those that do not depend on a row's place. `jobs/quality.py` calls
-these. Not here yet: items or users that are held out from all of training (cold start).
+in three lines; `splits.py` holds those that do not depend on a row's place. Cold items are a split
+of their own; cold users are left out of the tables. `jobs/quality.py` calls these.
 """
 
 import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ SEQUENCE_FILES = ("sequences.txt", "items.tsv", "users.tsv")
 
 RANDOM_CUTS = (0.8, 0.9)
 """Where a draw in [0, 1) stops being train and where it starts being test: 8:1:1."""
+COLD_CUTS = (0.75, 0.85)
+"""The same for a draw of items: 15 % have all their events in test, 10 % in validation."""
 MAX_TAGS = 10
 """Tags in an artist's text."""
 MIN_EVENTS = 5
@@ -41,6 +44,8 @@ _YEAR = re.compile(r"\((\d{4})\)\s*$")
 
 Splits = NDArray[np.str_]
 Rows = Iterable[Sequence[object]]
+Draw = Callable[[NDArray[np.int64]], Splits]
+"""From the item of each row (N,) to the rows' splits (N,)."""
 Tables = dict[str, tuple[Sequence[str], Rows]]
 """File name -> header and rows."""
 
@@ -91,11 +96,41 @@ def draw_split_by_item(
     return np.array(SPLITS)[position]
 
 
+def draw_split_of_items(
+    item: NDArray[np.generic], *, seed: int, cuts: tuple[float, float] = COLD_CUTS
+) -> Splits:
+    """Draw each item's split, which all its rows share: (N,) names of `SPLITS`.
+
+    Items that are not train are cold: nothing of what training sees is about them.
+
+    Args:
+        item: (N,) ids; the n-th of the distinct ones, in ascending order, gets the n-th number of
+            `numpy.random.default_rng(seed)`.
+        seed: other seeds, other splits.
+        cuts: as in `draw_split`.
+    """
+    distinct, of = np.unique(item, return_inverse=True)
+    return draw_split(len(distinct), seed=seed, cuts=cuts)[of]
+
+
+def draw_folds(num_users: int, *, seed: int, folds: int) -> NDArray[np.int64]:
+    """Draw each user's fold, 0 to `folds` - 1: (U,), of sizes that differ by one at most.
+
+    A user's fold is its place in a permutation by `numpy.random.default_rng(seed)`, modulo `folds`.
+    """
+    return np.random.default_rng(seed).permutation(num_users) % folds
+
+
 # ---- MovieLens-100K -----------------------------------------------------------------------------
 
 
 def movielens_100k_random(
-    source: str | Path, folder: str | Path, *, seed: int, cuts: tuple[float, float] = RANDOM_CUTS
+    source: str | Path,
+    folder: str | Path,
+    *,
+    seed: int,
+    cuts: tuple[float, float] = RANDOM_CUTS,
+    without: AbstractSet[str] = frozenset(),
 ) -> None:
     """Write MovieLens-100K with a random split.
 
@@ -106,6 +141,7 @@ def movielens_100k_random(
             occupation).
         seed: of `draw_split`.
         cuts: of `draw_split`.
+        without: ids of users that are left out of all tables; the others' splits stay.
 
     Raises:
         DataError: a file is missing or is not what it should be.
@@ -114,7 +150,25 @@ def movielens_100k_random(
     def draw(item: NDArray[np.int64]) -> Splits:
         return draw_split(len(item), seed=seed, cuts=cuts)
 
-    _movielens_100k(Path(source), Path(folder), ["random", seed, *cuts], draw)
+    _movielens_100k(Path(source), Path(folder), ["random", seed, *cuts], draw, without)
+
+
+def movielens_100k_cold_items(source: str | Path, folder: str | Path, *, seed: int) -> None:
+    """Write MovieLens-100K with some films' ratings all in test, and others' all in validation.
+
+    Args:
+        source: as for `movielens_100k_random`.
+        folder: as for `movielens_100k_random`.
+        seed: of `draw_split_of_items`.
+
+    Raises:
+        DataError: a file is missing or is not what it should be.
+    """
+
+    def draw(item: NDArray[np.int64]) -> Splits:
+        return draw_split_of_items(item, seed=seed)
+
+    _movielens_100k(Path(source), Path(folder), ["cold items", seed, *COLD_CUTS], draw)
 
 
 def movielens_100k_by_item(source: str | Path, folder: str | Path, *, seed: int) -> None:
@@ -136,7 +190,11 @@ def movielens_100k_by_item(source: str | Path, folder: str | Path, *, seed: int)
 
 
 def _movielens_100k(
-    source: Path, folder: Path, settings: list[object], draw: Callable[[NDArray[np.int64]], Splits]
+    source: Path,
+    folder: Path,
+    settings: list[object],
+    draw: Draw,
+    without: AbstractSet[str] = frozenset(),
 ) -> None:
     def tables() -> Tables:
         events, items, users = (
@@ -147,7 +205,11 @@ def _movielens_100k(
         return {
             "interactions.csv": (
                 ("user_id", "item_id", "rating", "timestamp", "split"),
-                ([*event, name] for event, name in zip(events, split.tolist(), strict=True)),
+                (
+                    [*event, name]
+                    for event, name in zip(events, split.tolist(), strict=True)
+                    if event[0] not in without
+                ),
             ),
             "items.csv": (
                 ("item_id", "title", "year", "genres"),
@@ -155,17 +217,24 @@ def _movielens_100k(
             ),
             "users.csv": (
                 ("user_id", "age", "gender", "occupation"),
-                (user[:4] for user in users),
+                (user[:4] for user in users if user[0] not in without),
             ),
         }
 
-    _write(folder, source, MOVIELENS_FILES, ["movielens-100k", *settings], tables)
+    settings = ["movielens-100k", *settings, *sorted(without)]
+    _write(folder, source, MOVIELENS_FILES, settings, tables)
 
 
 # ---- hetrec2011-lastfm-2k -----------------------------------------------------------------------
 
 
-def hetrec_lastfm(source: str | Path, folder: str | Path, *, seed: int) -> None:
+def hetrec_lastfm(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    seed: int,
+    without: AbstractSet[str] = frozenset(),
+) -> None:
     """Write hetrec2011-lastfm-2k (Cantador et al. 2011) with a random 8:1:1 split.
 
     An artist's tags are those that most users gave, at most `MAX_TAGS`; who tagged an artist also
@@ -177,26 +246,67 @@ def hetrec_lastfm(source: str | Path, folder: str | Path, *, seed: int) -> None:
             (item_id, name, tags) and `friends.csv` (user_id, friend_id; each pair once, the smaller
             id first).
         seed: of `draw_split`.
+        without: ids of users that are left out of all tables, their tags and friends too; the
+            others' splits stay.
 
     Raises:
         DataError: a file is missing or is not what it should be.
     """
-    source = Path(source)
 
+    def draw(item: NDArray[np.int64]) -> Splits:
+        return draw_split(len(item), seed=seed)
+
+    _hetrec_lastfm(Path(source), Path(folder), [seed], draw, without)
+
+
+def hetrec_lastfm_cold_items(source: str | Path, folder: str | Path, *, seed: int) -> None:
+    """Write hetrec2011-lastfm-2k with some artists' rows all in test, others' all in validation.
+
+    Such an artist's text has no tag by anybody who listens to it: all those pairs are held out.
+
+    Args:
+        source: as for `hetrec_lastfm`.
+        folder: as for `hetrec_lastfm`.
+        seed: of `draw_split_of_items`.
+
+    Raises:
+        DataError: a file is missing or is not what it should be.
+    """
+
+    def draw(item: NDArray[np.int64]) -> Splits:
+        return draw_split_of_items(item, seed=seed)
+
+    _hetrec_lastfm(Path(source), Path(folder), ["cold items", seed, *COLD_CUTS], draw)
+
+
+def _hetrec_lastfm(
+    source: Path,
+    folder: Path,
+    settings: list[object],
+    draw: Draw,
+    without: AbstractSet[str] = frozenset(),
+) -> None:
     def tables() -> Tables:
         events = list(_rows(source / "user_artists.dat", "\t", 3, header=True))
-        split = draw_split(len(events), seed=seed).tolist()
+        split = draw(np.array([int(event[1]) for event in events])).tolist()
         held_out = {
             (event[0], event[1])
             for event, name in zip(events, split, strict=True)
             if name != SPLITS[0]
         }
         tags = dict(_rows(source / "tags.dat", "\t", 2, header=True, encoding="iso-8859-1"))
-        taggings = _rows(source / "user_taggedartists.dat", "\t", 6, header=True)
-        texts = tag_texts(((row[0], row[1], row[2]) for row in taggings), tags, held_out)
+        taggings = (
+            (user, artist, tag)
+            for user, artist, tag, *_ in _rows(
+                source / "user_taggedartists.dat", "\t", 6, header=True
+            )
+            if user not in without
+        )
+        texts = tag_texts(taggings, tags, held_out)
         friends = {
             tuple(sorted((int(one), int(other))))
             for one, other in _rows(source / "user_friends.dat", "\t", 2, header=True)
+            if not without & {one, other}
         }
         return {
             "interactions.csv": (
@@ -204,6 +314,7 @@ def hetrec_lastfm(source: str | Path, folder: str | Path, *, seed: int) -> None:
                 (
                     [user, artist, plays, f"{np.log10(int(plays)):.6f}", name]
                     for (user, artist, plays), name in zip(events, split, strict=True)
+                    if user not in without
                 ),
             ),
             "items.csv": (
@@ -216,7 +327,7 @@ def hetrec_lastfm(source: str | Path, folder: str | Path, *, seed: int) -> None:
             "friends.csv": (("user_id", "friend_id"), sorted(friends)),
         }
 
-    _write(Path(folder), source, HETREC_FILES, ["hetrec-lastfm", seed], tables)
+    _write(folder, source, HETREC_FILES, ["hetrec-lastfm", *settings, *sorted(without)], tables)
 
 
 def tag_texts(

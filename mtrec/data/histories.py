@@ -178,6 +178,18 @@ class Histories:
         )
 
 
+def unmet_items(histories: Histories, num_items: int) -> NDArray[np.bool_]:
+    """Tell which items no event here is of: (N,) bool, false for rows 0 and 1, which are no items.
+
+    Args:
+        histories: the events that may be known.
+        num_items: N, rows of the item vocabulary.
+    """
+    is_unmet: NDArray[np.bool_] = np.bincount(histories.item_index, minlength=num_items) == 0
+    is_unmet[:2] = False
+    return is_unmet
+
+
 def last_windows(histories: Histories, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Give each user's latest `length` events as (starts, stops), both (U,) int64."""
     stops = histories.offsets[1:]

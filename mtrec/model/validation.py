@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mtrec import metrics
 from mtrec.baselines import fit_ials
 from mtrec.config import Config, RegressionTask, label_tasks, social_task
-from mtrec.data.histories import Histories, history_batch, last_windows
+from mtrec.data.histories import Histories, history_batch, last_windows, unmet_items
 from mtrec.factors import Factors, FactorTerm, fit_join
 from mtrec.friends import FriendScorer, friend_relevance, metric_lists
 from mtrec.ials import ImplicitFactors
@@ -311,6 +311,8 @@ def _open_logits(
     states = _states(model, config, data, history, users, vectors)
     logits = states.vector @ vectors.fused.T + vectors.bias
     logits[:, :2] = -torch.inf
+    if config.evaluate.candidates == "cold":
+        logits[:, torch.from_numpy(~unmet_items(data.train, data.sizes.num_items))] = -torch.inf
     seen = torch.from_numpy(history.item_index.astype(np.int64)).to(device)
     logits[torch.from_numpy(history.event_user).to(device), seen] = -torch.inf
     return states, logits
@@ -339,6 +341,9 @@ def _hits(
     """Give for each user which of the k best items are wanted, and how many there are."""
     top = logits.topk(min(config.evaluate.k, logits.shape[1]))
     ranked = torch.where(torch.isfinite(top.values), top.indices, 0).cpu().numpy()
+    if config.evaluate.candidates == "cold":
+        is_unmet = unmet_items(data.train, data.sizes.num_items)
+        wanted = wanted.select(is_unmet[wanted.item_index] | (wanted.item_index < 2))
     relevance = metrics.Relevance.from_pairs(
         wanted.event_user,
         wanted.item_index,

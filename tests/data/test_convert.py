@@ -24,6 +24,15 @@ def read(folder: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def cold_splits(num_items: int, *, seed: int) -> dict[str, str]:
+    """Give the split of items 1, 2, ...: 15 % of the draws are test, 10 % validation."""
+    names = np.random.default_rng(seed).random(num_items)
+    return {
+        str(n): "train" if draw < 0.75 else "validation" if draw < 0.85 else "test"
+        for n, draw in enumerate(names, start=1)
+    }
+
+
 # ---- splits -------------------------------------------------------------------------------------
 
 
@@ -55,6 +64,26 @@ def test_a_split_by_item_has_the_same_test_part_for_every_seed() -> None:
 
     np.testing.assert_array_equal(one == "test", other == "test")
     assert (one != other).any()
+
+
+def test_all_rows_of_an_item_get_the_split_that_the_item_drew() -> None:
+    item = np.random.default_rng(0).integers(100, 400, 5000)
+    split = convert.draw_split_of_items(item, seed=4)
+
+    expected = cold_splits(300, seed=4)
+    order = {one: str(n) for n, one in enumerate(sorted(set(item)), start=1)}
+    assert split.tolist() == [expected[order[one]] for one in item]
+    cold = {one for one, name in zip(item, split, strict=True) if name == "test"}
+    # .15 of 300 items; three standard errors are .06.
+    assert len(cold) / 300 == pytest.approx(0.15, abs=0.06)
+
+
+def test_folds_of_users_are_equal_shares_that_the_seed_decides() -> None:
+    folds = convert.draw_folds(943, seed=2, folds=10)
+
+    assert sorted(np.bincount(folds)) == [94] * 7 + [95] * 3
+    assert (folds == np.random.default_rng(2).permutation(943) % 10).all()
+    assert (folds != convert.draw_folds(943, seed=3, folds=10)).any()
 
 
 # ---- MovieLens-100K -----------------------------------------------------------------------------
@@ -105,6 +134,36 @@ def test_movielens_by_item_splits_by_the_item_column(movielens: Path, tmp_path: 
     assert [r["split"] for r in rows] == convert.draw_split_by_item(item, seed=3).tolist()
     # 14, 13 and 13 rows of three films: round(3.5) = 4 (to even), round(3.25) = 3, twice.
     assert sum(row["split"] == "test" for row in rows) == 4 + 3 + 3
+
+
+def test_movielens_with_cold_items_has_each_film_in_one_split(
+    movielens: Path, tmp_path: Path
+) -> None:
+    expected = {"1": "train", "2": "test", "3": "validation"}
+    assert cold_splits(3, seed=7) == expected
+
+    convert.movielens_100k_cold_items(movielens, tmp_path / "out", seed=7)
+
+    rows = read(tmp_path / "out", "interactions.csv")
+    assert len(rows) == 40
+    assert all(row["split"] == expected[row["item_id"]] for row in rows)
+
+
+def test_users_who_are_left_out_are_nowhere_and_the_others_keep_their_splits(
+    movielens: Path, tmp_path: Path
+) -> None:
+    convert.movielens_100k_random(movielens, tmp_path / "all", seed=3)
+    convert.movielens_100k_random(movielens, tmp_path / "out", seed=3, without={"2", "5"})
+
+    for name in ("interactions.csv", "users.csv"):
+        everybody = read(tmp_path / "all", name)
+        expected = [row for row in everybody if row["user_id"] not in ("2", "5")]
+        assert read(tmp_path / "out", name) == expected
+    assert read(tmp_path / "out", "items.csv") == read(tmp_path / "all", "items.csv")
+    # Nor are tables of everybody taken for those.
+    convert.movielens_100k_random(movielens, tmp_path / "all", seed=3, without={"2", "5"})
+    one, other = (storage.read_manifest(str(tmp_path / name), "tables") for name in ("all", "out"))
+    assert one.content == other.content
 
 
 def test_tables_are_written_once_and_anew_for_another_seed(movielens: Path, tmp_path: Path) -> None:
@@ -196,6 +255,48 @@ def test_no_tagging_by_the_user_of_a_held_out_pair_is_in_a_text(
         }
         # User 6 tagged artist 5 and never listened to it: nothing is told about an event.
         assert ("música 7" in told) == (artist == 5)
+
+
+def test_a_cold_artists_text_has_no_tag_by_anybody_who_listens_to_it(
+    hetrec: Path, tmp_path: Path
+) -> None:
+    convert.hetrec_lastfm_cold_items(hetrec, tmp_path / "out", seed=8)
+
+    rows = read(tmp_path / "out", "interactions.csv")
+    expected = cold_splits(5, seed=8)
+    assert all(row["split"] == expected[row["item_id"]] for row in rows)
+    assert set(expected.values()) == {"train", "validation", "test"}
+    assert expected["5"] == "test"
+    for item in read(tmp_path / "out", "items.csv"):
+        artist = int(item["item_id"])
+        told = set(item["tags"].split(", ")) - {""}
+        own = {f"música {10 * artist + u}" for u in range(1, 7) if (u, artist) != (6, 5)}
+        # User 6 tagged artist 5 and never listened to it: no event is told.
+        strangers = {"música 7"} if artist == 5 else set()
+        if expected[item["item_id"]] == "train":
+            assert own | strangers <= told
+        else:
+            assert told == strangers
+
+
+def test_listeners_who_are_left_out_have_no_row_no_tag_and_no_friend(
+    hetrec: Path, tmp_path: Path
+) -> None:
+    convert.hetrec_lastfm(hetrec, tmp_path / "all", seed=0)
+    convert.hetrec_lastfm(hetrec, tmp_path / "out", seed=0, without={"1", "10"})
+
+    rows = read(tmp_path / "all", "interactions.csv")
+    assert read(tmp_path / "out", "interactions.csv") == [r for r in rows if r["user_id"] != "1"]
+    before, after = (read(tmp_path / name, "items.csv") for name in ("all", "out"))
+    for item, left in zip(before, after, strict=True):
+        # Each pair has a tag of its own, 10 * artist + user.
+        own = f"música {10 * int(item['item_id']) + 1}"
+        assert set(left["tags"].split(", ")) == set(item["tags"].split(", ")) - {own}
+    assert (tmp_path / "out" / "friends.csv").read_text() == "user_id,friend_id\n2,3\n"
+    # Nor are tables of everybody taken for those.
+    convert.hetrec_lastfm(hetrec, tmp_path / "all", seed=0, without={"1", "10"})
+    one, other = (storage.read_manifest(str(tmp_path / name), "tables") for name in ("all", "out"))
+    assert one.content == other.content
 
 
 def test_tags_are_ordered_by_their_users_and_then_by_id_and_cut() -> None:

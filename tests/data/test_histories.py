@@ -3,7 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrec.data.histories import NUM_GAP_BUCKETS, Histories, history_batch, last_windows
+from mtrec.data.histories import (
+    NUM_GAP_BUCKETS,
+    Histories,
+    history_batch,
+    last_windows,
+    unmet_items,
+)
 
 
 def make(sizes, seed=0):
@@ -145,3 +151,9 @@ def test_a_batch_is_its_windows_one_by_one():
         for name, values in single.items():
             width = (slice(values.shape[1]),) if values.ndim > 1 else ()
             np.testing.assert_array_equal(values[0], batch[name][row, *width])
+
+
+def test_unmet_are_the_items_of_no_event():
+    histories = make([3, 2])
+    histories.item_index[:] = [1, 4, 2, 4, 6]
+    assert np.flatnonzero(unmet_items(histories, 8)).tolist() == [3, 5, 7]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from _results import Results
 from _seeds import Goal, Joined, join
 from quality import ROWS, Options, Row, add_result, chosen_rows, configure, find_folder, measure
 
+from mtrec.bundle import load_bundle
 from mtrec.chain import Outcome, Paths
 from mtrec.config import Config
 from mtrec.configfile import load_config
+from mtrec.data.dataset import read_histories
 from mtrec.errors import ConfigError, DataError
+from mtrec.recommender import Recommender
 
 JOBS = Path(__file__).parents[2] / "jobs"
 Tree = dict[str, Any]
@@ -163,6 +167,46 @@ def test_a_row_without_data_is_skipped_aloud_and_the_others_run(
     )
 
 
+def test_twins_share_the_joint_runs_folder_and_have_a_result_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def chain(config: Config, *, stages: tuple[str, ...], twins: bool) -> Outcome:
+        asked.append((config.run.seed, stages, twins))
+        paths = Paths(config.run.workdir)
+        assert paths.workdir == str(tmp_path / "p5" / "seed-0" / "run")
+        change = {"relative": -0.05, "relative_interval": [-0.06, -0.04]}
+        entry = {"metric": "ndcg@10", "joint": 0.38, "twin": 0.40, **change}
+        Path(paths.twins).mkdir(parents=True)
+        tree = {"tasks": {"t": {**entry, "difference": -0.02, "interval": [-0.03, -0.01]}}}
+        (Path(paths.twins) / "twins.json").write_text(json.dumps(tree))
+        return Outcome(paths, done={"train": 5.0, "evaluate": 9.0, "twin of t": 7.0})
+
+    goal = Goal("t", "ndcg@10", beside="twin", max_loss=0.02)
+    row = Row("M", "x", "p5", lambda data: Path("x"), None, (goal,), kind="twins")
+    monkeypatch.setattr(quality.mtrec, "run", chain, raising=False)
+    for _ in range(2):
+        measure([row], options(tmp_path))
+
+    assert asked == [(0, quality.STAGES, True)]
+    assert "M, seed 0: done before" in capsys.readouterr().out
+    table = (tmp_path / "quality.md").read_text()
+    assert "| .3800 | twin .4000 | -5.0 % [-6.0, -4.0] |" in table
+    assert "| M | 1 |  |  |  |  | 12 |" in table
+
+
+def test_each_user_is_in_one_fold(tmp_path: Path) -> None:
+    lines = "".join(f"{n % 23},{n},train\n" for n in range(100))
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,split\n" + lines)
+
+    folds = [quality.users_of_fold(tmp_path, 0, fold) for fold in range(10)]
+
+    assert sorted(user for fold in folds for user in fold) == sorted(str(n) for n in range(23))
+    assert sorted(len(fold) for fold in folds) == [2] * 7 + [3] * 3
+    assert folds != [quality.users_of_fold(tmp_path, 1, fold) for fold in range(10)]
+
+
 # ---- results ------------------------------------------------------------------------------------
 
 
@@ -226,6 +270,30 @@ def test_where_the_best_is_the_hardest_to_beat_one_line_says_both(tmp_path: Path
     assert (row["at_least"], row["aim"], row["ok"]) == (1.0, 1.03, True)
 
 
+def test_beside_a_twin_the_ratio_is_told_and_the_verdict_is_of_the_loss(tmp_path: Path) -> None:
+    # -5 %, but nobody knows; an error that is 1 % higher, surely.
+    trees = [
+        report(0.38, {"twin": (0.40, 0.1)}, half=0.06),
+        report(1.01, {"twin": (1.0, 0.1)}, metric="rmse", half=0.001),
+    ]
+    goals = (Goal("t", metric, beside="twin", max_loss=0.02) for metric in ("ndcg@10", "rmse"))
+
+    first, second = results_of(tmp_path, *map(joined, goals, trees))
+
+    assert (first["peer"], first["ratio"]) == ("twin", pytest.approx(0.95))
+    assert (first["at_least"], first["aim"], first["ok"]) == (0.98, 1.0, True)
+    assert (second["at_least"], second["aim"], second["ok"]) == (1.02, 1.0, True)
+
+
+def test_beside_a_model_that_knows_the_users_the_ratio_is_judged(tmp_path: Path) -> None:
+    goal = Goal("t", "ndcg@10", at_least=0.9, aim=0.95, beside="trained_on")
+
+    (row,) = results_of(tmp_path, joined(goal, report(0.35, {"trained_on": (0.40, 0.1)})))
+
+    assert (row["ratio"], row["at_least"], row["ok"]) == (pytest.approx(0.875), 0.9, False)
+    assert "judged" not in row
+
+
 # ---- the whole job ------------------------------------------------------------------------------
 
 
@@ -287,3 +355,80 @@ def test_a_tiny_row_runs_end_to_end_and_is_read_the_next_time(tmp_path: Path) ->
     assert (tmp_path / "out" / "p8-hashing" / "seed-0" / "data" / "friends.csv").is_file()
     assert "P8, seed 0: done before" in second.stdout
     assert second.stdout.endswith(table + "\n")
+
+
+QUICK = (
+    *("train.epochs=1", 'train.refit="no"', "evaluate.bootstrap_samples=100"),
+    *("ray.num_cpus=4", "ray.object_store_mb=200"),
+)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_cold_items_have_no_event_in_training_and_are_all_that_is_listed(
+    tmp_path: Path, ray_local: None
+) -> None:
+    tiny_hetrec(tmp_path / "data" / "hetrec2011-lastfm-2k")
+    chosen = options(tmp_path / "out", data=tmp_path / "data", text="hashing", overrides=QUICK)
+
+    assert measure(chosen_rows("C1h"), chosen) == ["C1h"]
+
+    home = tmp_path / "out" / "c1h-hashing" / "seed-0"
+    tree = json.loads((home / "result.json").read_text())["report"]
+    assert set(tree["baselines"]) == {"random", "text_nearest", "ials_text", "mean", "bias"}
+    assert tree["protocol"]["ranking"].startswith("the items that have no event before the split")
+    histories = read_histories(str(home / "run" / "dataset"))
+    known, cold = (set(histories.item_index[histories.split == at].tolist()) for at in (0, 2))
+    assert cold and not cold & known
+    # There are fewer cold artists than places: whoever ranks them lists all.
+    assert len(cold) <= 10
+    assert tree["model"]["retrieval"]["recall@10"] == 1.0
+    bundle = load_bundle(str(home / "run" / "bundles"))
+    assert not bundle.vectors.collaborative[sorted(cold)].any()
+    assert bundle.vectors.content[sorted(cold)].any(axis=1).all()
+    table = (tmp_path / "out" / "quality.md").read_text()
+    assert "| text_nearest | interval over ials_text beyond 0 | at least |" in table
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_cold_users_are_nowhere_in_their_folds_model_and_folds_are_resumed(
+    tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_hetrec(tmp_path / "data" / "hetrec2011-lastfm-2k")
+    chosen = options(
+        tmp_path / "out", data=tmp_path / "data", text="hashing", overrides=QUICK, folds=1
+    )
+    measure(chosen_rows("C2h"), chosen)
+    assert "C2h, seed 0, fold-0: train " in capsys.readouterr().out
+
+    measure(chosen_rows("C2h"), replace(chosen, folds=2))
+
+    told = capsys.readouterr().out
+    assert "C2h, seed 0: everybody done before" in told
+    assert "C2h, seed 0: fold-0 done before" in told
+    assert told.count(": train ") == 1
+    home = tmp_path / "out" / "c2h-hashing" / "seed-0"
+    left_out = quality.users_of_fold(home / "everybody" / "data", 0, 1)
+    bundle = load_bundle(str(home / "fold-1" / "run" / "bundles"))
+    stored = set(bundle.users.user_ids(np.arange(len(bundle.users))))
+    assert len(left_out) == 4
+    assert stored == {str(n) for n in range(1, 41)} - left_out
+    assert bundle.popular.sum() == 36 * 8
+    # The same lists, asked for by arrays of everybody's events.
+    histories = read_histories(str(home / "everybody" / "run" / "dataset"))
+    train, before = (histories.select(histories.split < split) for split in (1, 2))
+    met = np.split(before.item_index, before.offsets[1:-1])
+    lists = Recommender(bundle).rank_lists(train, k=10, exclude=met).item_index
+    found = json.loads((home / "fold-1" / "result.json").read_text())["report"]
+    for user, ranked in zip(range(len(histories)), lists, strict=True):
+        mine = histories.rows([user])
+        wanted = set(mine.item_index[mine.split == 2].tolist())
+        name = histories.user_ids[user]
+        assert (name in found) == (name in left_out and bool(wanted))
+        if name in found:
+            gain = sum(1 / np.log2(at + 2) for at, item in enumerate(ranked) if item in wanted)
+            best = sum(1 / np.log2(at + 2) for at in range(len(wanted)))
+            assert found[name] == pytest.approx(gain / best)
+    table = (tmp_path / "out" / "quality.md").read_text()
+    assert "history in the request, first 2 of 10 folds | ndcg@10 (retrieval)" in table

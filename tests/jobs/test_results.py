@@ -57,6 +57,14 @@ def test_a_floor_without_a_peer_judges_the_value(tmp_path: Path) -> None:
     assert rows(tmp_path)[0]["ok"] is False
 
 
+def test_a_verdict_that_is_given_stands(tmp_path: Path) -> None:
+    results = Results(tmp_path, "x")
+    results.add("M1", "ndcg@10", 0.34, peer="twin", peer_value=0.35, at_least=0.98, ok=True)
+
+    (row,) = rows(tmp_path)
+    assert (row["at_least"], row["ok"]) == (0.98, True)
+
+
 def test_of_errors_the_floor_is_the_largest_allowed(tmp_path: Path) -> None:
     results = Results(tmp_path, "x")
     results.add("P1b", "rmse", 0.90, at_least=0.905, lower_is_better=True)

@@ -8,7 +8,7 @@ from small_report import report
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 
-from _seeds import Goal, beside_line, goal_line, join
+from _seeds import Goal, beside_line, goal_line, join, report_of_twins
 
 
 def test_the_best_baseline_is_the_best_on_validation_not_on_test() -> None:
@@ -90,6 +90,79 @@ def test_verdicts(goal: Goal, model: float, holds: bool | None, aim: bool | None
 
     assert joined is not None
     assert (joined.holds, joined.is_aim_met) == (holds, aim)
+
+
+@pytest.mark.parametrize(
+    ("model", "holds", "aim"), [(0.361, True, True), (0.353, True, False), (0.351, False, False)]
+)
+def test_beside_another_model_bounds_are_of_the_ratio(model: float, holds: bool, aim: bool) -> None:
+    # .88 of .40 is .352, .90 of it .36; that ease is better on validation does not matter.
+    goal = Goal("t", "ndcg@10", at_least=0.88, aim=0.90, beside="twin")
+    joined = join(goal, [report(model, {"ease": (0.2, 0.9), "twin": (0.40, 0.1)})])
+
+    assert joined is not None
+    assert joined.best == "twin"
+    assert (joined.holds, joined.is_aim_met) == (holds, aim)
+
+
+@pytest.mark.parametrize(
+    ("metric", "model", "half", "holds", "aim"),
+    [
+        # -1 %, surely lost; -5 %, surely and perhaps; +1 %.
+        ("ndcg@10", 0.99, 0.001, True, False),
+        ("ndcg@10", 0.95, 0.01, False, False),
+        ("ndcg@10", 0.95, 0.06, True, True),
+        ("ndcg@10", 1.01, 0.001, True, True),
+        # An error that is 1 % or 5 % higher is lost, one that is 5 % lower is not.
+        ("rmse", 1.01, 0.001, True, False),
+        ("rmse", 1.05, 0.01, False, False),
+        ("rmse", 0.95, 0.01, True, True),
+    ],
+)
+def test_a_loss_counts_if_it_is_significant_and_too_large(
+    metric: str, model: float, half: float, holds: bool, aim: bool
+) -> None:
+    goal = Goal("t", metric, beside="twin", max_loss=0.02)
+    joined = join(goal, [report(model, {"twin": (1.0, 0.1)}, metric=metric, half=half)])
+
+    assert joined is not None
+    assert (joined.holds, joined.is_aim_met) == (holds, aim)
+
+
+def test_the_comparison_with_twins_has_the_form_of_a_report() -> None:
+    change = {"difference": -0.02, "interval": [-0.03, -0.01]}
+    relative = {"relative": -0.05, "relative_interval": [-0.075, -0.025]}
+    tree = {
+        "tasks": {
+            "t": {"metric": "ndcg@10", "joint": 0.38, "twin": 0.40, **change, **relative},
+            "never": {"metric": "ndcg@10", "joint": 0.1, "twin": 0.0, **change},
+        }
+    }
+
+    found = report_of_twins(tree)
+
+    goal = Goal("t", "ndcg@10", beside="twin", max_loss=0.02)
+    joined = join(goal, [found])
+    assert joined is not None
+    assert (joined.value, joined.baselines) == (0.38, {"twin": 0.40})
+    assert goal_line("M1", "x", joined) == (
+        "| M1 | x | ndcg@10 (t) | .3800 | twin .4000 | -5.0 % [-7.5, -2.5] | "
+        "no significant loss above 2 % | no significant loss | no |"
+    )
+    undefined = join(Goal("never", "ndcg@10", beside="twin", max_loss=0.02), [found])
+    assert undefined is not None
+    assert undefined.holds is None
+
+
+def test_the_line_of_a_ratio_names_what_it_is_of() -> None:
+    goal = Goal("t", "ndcg@10", at_least=0.9, aim=0.95, beside="trained_on")
+    joined = join(goal, [report(0.38, {"trained_on": (0.40, 0.1)})])
+
+    assert joined is not None
+    assert goal_line("C2", "x", joined) == (
+        "| C2 | x | ndcg@10 (t) | .3800 | trained_on .4000 | -5.0 % [-7.0, -3.0] | "
+        "≥ .9 of trained_on | ≥ .95 of trained_on | aim |"
+    )
 
 
 @pytest.mark.parametrize(("model", "holds", "aim"), [(0.89, True, True), (0.91, False, False)])

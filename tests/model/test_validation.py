@@ -56,6 +56,38 @@ def test_validation_equals_a_loop_over_users(any_config, fitted) -> None:
     assert found["stars/rmse"] == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-5)
 
 
+def test_cold_candidates_are_ranked_among_themselves(any_config, fitted) -> None:
+    model, data, held_out = fitted
+    unmet = np.array([4, 5, 6, 7, 8, 9])
+    known = data.train.select(~np.isin(data.train.item_index, unmet))
+    trained = data.trained.clone()
+    trained[unmet] = 0.0
+    data = replace(data, train=known, trained=trained)
+    # Every second user's held-out item is one that others have met.
+    assert np.isin(held_out.item_index, unmet).any()
+    evaluate = any_config.evaluate.model_copy(update={"candidates": "cold", "k": 2})
+    config = any_config.model_copy(update={"evaluate": evaluate})
+
+    found = validate(model, config, data, held_out)
+
+    gains = []
+    with torch.no_grad():
+        vectors = model.encode_items(data.items, trained)
+        for user, target in enumerate(held_out.item_index):
+            history = known.rows([user])
+            starts, stops = last_windows(history, 6)
+            arrays = history_batch(history, starts, stops, scaling=data.scaling)
+            batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
+            state = model.encode_users(batch, data.users.rows(torch.tensor([user])), vectors)
+            logits = (vectors.fused @ state.vector[0] + vectors.bias).numpy()
+            unseen = [item for item in range(2, 22) if item not in known.item_index]
+            if target in unseen:
+                place = 1 + sum(logits[item] > logits[target] for item in unseen)
+                gains.append(1 / np.log2(place + 1) if place <= 2 else 0.0)
+    assert 0 < len(gains) < len(held_out)
+    assert found["item/ndcg@2"] == pytest.approx(np.mean(gains), rel=1e-6)
+
+
 def test_the_item_item_term_is_the_best_of_those_tried(any_config, fitted) -> None:
     model, data, held_out = fitted
     term = ItemItemTerm(top=6, reg=[1.0, 10.0], scales=[1.0, 5.0])
