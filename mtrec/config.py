@@ -690,6 +690,13 @@ class EvaluateConfig(_Section):
     """Resamples of users behind each interval."""
     max_dense_items: int = Field(50_000, ge=1)
     """Catalogues above this get no dense item-item baseline; the report says so."""
+    explanations: int = Field(100, ge=0, le=10_000)
+    """Users whose best item's explanation is put to the removal test; 0: none. Each costs as many
+    encodings as there are items in the history, at most 100."""
+    dial: list[Annotated[float, Field(ge=0.0, le=1.0)]] = [0.0, 0.1, 0.2, 0.3, 0.5, 0.7]
+    """Settings of `diversity` at which accuracy and diversity are measured; empty: none."""
+    dial_users: int = Field(1000, ge=1)
+    """Users who are asked at each setting of the dial, at most."""
     max_harm: float = Field(0.02, ge=0.0)
     """`mtrec evaluate --twins` fails where a task is significantly worse than trained alone, and by
     more than this share of its figure."""
