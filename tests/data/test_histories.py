@@ -145,3 +145,14 @@ def test_a_batch_is_its_windows_one_by_one():
         for name, values in single.items():
             width = (slice(values.shape[1]),) if values.ndim > 1 else ()
             np.testing.assert_array_equal(values[0], batch[name][row, *width])
+
+
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_the_latest_events_of_each_user_are_kept(length):
+    histories = make([3, 0, 1, 5])
+    latest = histories.latest(length)
+    assert len(latest) == 4
+    for user in range(4):
+        whole = slice(histories.offsets[user], histories.offsets[user + 1])
+        part = slice(latest.offsets[user], latest.offsets[user + 1])
+        np.testing.assert_array_equal(latest.timestamp[part], histories.timestamp[whole][-length:])
