@@ -133,7 +133,7 @@ def summary_table(report: Mapping[str, Any]) -> str:
 
 REMOVAL = {
     "holds": "lower without the first reason",
-    "every": "lower without any of its reasons",
+    "every": "lower without each reason in turn",
     "falls": "at a later place without the first",
     "control": "lower without another item",
 }
