@@ -58,6 +58,15 @@ class Box:
     rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One labelled point of a plane."""
+
+    label: str
+    x: float
+    y: float
+
+
 def bars(rows: Sequence[Bar], *, title: str, form: Format) -> str:
     """Draw horizontal bars from zero, with whiskers where there are intervals."""
     top = max([0.0, *(max(row.value, row.high or 0.0) for row in rows)]) or 1.0
@@ -149,6 +158,49 @@ def curves(lines: Sequence[Line], *, title: str, form: Format, mark: float | Non
                         f'cy="{up(y):.1f}" r="4"/>'
                     )
     return _svg(parts, 180, title)
+
+
+def trade_off(
+    marks: Sequence[Mark], *, title: str, across_name: str, up_name: str, form: Format
+) -> str:
+    """Draw points in their order along a line: what is gained across and lost upwards.
+
+    Args:
+        marks: the label of each stands above it.
+        title: for those who cannot see it.
+        across_name: stands below the x axis.
+        up_name: stands above the y axis.
+        form: writes the values of both axes.
+    """
+    if not marks:
+        return _svg([], 20, title)
+    (low_x, high_x), (low_y, high_y) = (
+        (min(values) - pad, max(values) + pad)
+        for values in ([mark.x for mark in marks], [mark.y for mark in marks])
+        for pad in [0.12 * (max(values) - min(values)) or 0.1 * abs(max(values)) or 0.1]
+    )
+    across, up = _Scale(low_x, high_x, 46, WIDTH - 14), _Scale(low_y, high_y, 208, 22)
+    parts = [_text(2, 12, up_name, "start"), _text(WIDTH - 14, 244, across_name, "end")]
+    for value in _ticks(low_y, high_y, 4):
+        y = up(value)
+        parts.append(f'<line class="grid" x1="46" x2="{WIDTH - 14}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(40, y + 4, form(value), "end", "faint", "number"))
+    for value in _ticks(low_x, high_x, 4):
+        x = across(value)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="22" y2="208"/>')
+        parts.append(_text(x, 225, form(value), "middle", "faint", "number"))
+    path = " ".join(f"{across(mark.x):.1f},{up(mark.y):.1f}" for mark in marks)
+    parts.append(f'<polyline class="stroke a" points="{path}"/>')
+    for mark in marks:
+        x, y = across(mark.x), up(mark.y)
+        told = f"{mark.label}: {across_name} {form(mark.x)}, {up_name} {form(mark.y)}"
+        parts += [
+            f"<g><title>{escape(told)}</title>",
+            f'<circle class="fill a" cx="{x:.1f}" cy="{y:.1f}" r="4"/>',
+            _text(x, y - 8, mark.label, "middle", "ink", "number"),
+            "</g>",
+        ]
+    return _svg(parts, 250, title)
 
 
 def reliability(

@@ -10,7 +10,17 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    Tag,
+    model_validator,
+)
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
@@ -738,9 +748,20 @@ class EvaluateConfig(_Section):
     """Resamples of users behind each interval."""
     max_dense_items: int = Field(50_000, ge=1)
     """Catalogues above this get no dense item-item baseline; the report says so."""
+    explanations: int = Field(200, ge=0, le=10_000)
+    """Users whose best item's explanation is put to the removal test; 0: none. Each costs as many
+    encodings as there are items in the history, at most 100."""
+    dial: list[Annotated[float, Field(ge=0.0, le=1.0)]] = [0.0, 0.1, 0.2, 0.3, 0.5, 0.7]
+    """Settings of `diversity` at which accuracy and diversity are measured; empty: none."""
+    dial_users: int = Field(1000, ge=1)
+    """Users who are asked at each setting of the dial, at most."""
     max_harm: float = Field(0.02, ge=0.0)
     """`mtrec evaluate --twins` fails where a task is significantly worse than trained alone, and by
     more than this share of its figure."""
+
+
+FilterValue = StrictStr | StrictInt | StrictFloat
+FilterRange = Annotated[dict[Literal["min", "max"], StrictInt | StrictFloat], Field(min_length=1)]
 
 
 class ScoreConfig(_Section):
@@ -750,6 +771,15 @@ class ScoreConfig(_Section):
     """Items from retrieval that the ranking network sees."""
     weights: dict[str, Annotated[float, Field(ge=0.0)]] = {}
     """Weights of the tasks in the blended score; default: retrieval 1, others 0."""
+    diversity: float = Field(0.0, ge=0.0, le=1.0)
+    """As in a request: 0 lists the best scores, 1 spreads the list as far as it goes."""
+    filter: dict[str, FilterValue | list[FilterValue] | FilterRange] = {}
+    """As in a request: item column -> a value, a list of values, or `{min, max}` of a number; only
+    items that meet all conditions are listed."""
+    explain: bool = False
+    """Also write why each item is there: `content_share`, and of up to three items of the history
+    `reasons`, `effects` and `similarities`. Costs an encoding for each item of a history, at most
+    100 a user."""
     batch_size: int = Field(256, ge=1)
     """Users in one batch."""
     actors: int = Field(1, ge=1)
@@ -838,7 +868,10 @@ def _problems(config: Config) -> Iterator[str]:
     if [task.kind for task in config.tasks].count("retrieval") != 1:
         yield "tasks: expected exactly one task of kind retrieval (it makes the candidates)"
     yield from _check_social(config)
-    for name in sorted({"user_id", "rank", "item_id", "score"} & set(names)):
+    taken = {"user_id", "rank", "item_id", "score"}
+    if config.score.explain:
+        taken |= {*EXPLANATION_COLUMNS}
+    for name in sorted(taken & set(names)):
         yield f'tasks: "{name}" is a column of predictions/ already; name the task otherwise'
     yield from _check_column_names(config.data)
     columns = config.data.interactions.columns
@@ -850,6 +883,7 @@ def _problems(config: Config) -> Iterator[str]:
     for name in config.score.weights:
         if name not in weighable:
             yield f'score.weights: no task is called "{name}"; there are {weighable}'
+    yield from _check_filter(config)
     if config.text.behaviour is not None:
         for label in (config.text.behaviour.liked, config.text.behaviour.disliked):
             if label is not None:
@@ -931,6 +965,28 @@ def _check_factors(term: FactorsTerm, columns: dict[str, Any]) -> Iterator[str]:
             f'model.factors.column: "{term.column}" is no number column of '
             f"data.interactions.columns that users say of items; there are {numbers}"
         )
+
+
+EXPLANATION_COLUMNS = ("content_share", "reasons", "effects", "similarities")
+"""Columns of `predictions/` that `score.explain` adds."""
+
+
+def _check_filter(config: Config) -> Iterator[str]:
+    """Yield what is wrong with the conditions of batch scoring, as a request would be told."""
+    columns = config.data.items.columns if config.data.items else {}
+    for name, condition in config.score.filter.items():
+        if name not in columns:
+            yield f'score.filter: items have no column "{name}"; there are {sorted(columns)}'
+            continue
+        values = condition if isinstance(condition, list) else [condition]
+        if columns[name].kind == "number":
+            if any(isinstance(value, str) for value in values):
+                yield f"score.filter.{name}: expected numbers or a range, found {condition!r}"
+        elif any(not isinstance(value, str | int) for value in values):
+            yield (
+                f"score.filter.{name}: expected a value or a list of values, found {condition!r}; "
+                "only numbers have a range"
+            )
 
 
 def _check_column_names(data: DataConfig) -> Iterator[str]:

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from mtrec import baselines, storage
 from mtrec.bundle import Bundle, find_bundle, load_bundle
-from mtrec.comparison import MODEL, ItemFacts, Tree
+from mtrec.comparison import MODEL, Draws, ItemFacts, Tree
 from mtrec.config import Config, RegressionTask, label_tasks, social_task
 from mtrec.data.dataset import read_histories, read_table
 from mtrec.data.histories import SPLITS, Histories
 from mtrec.data.links import Links
+from mtrec.dial import measure_dial
 from mtrec.errors import ArtifactError
 from mtrec.friends import (
     SOCIAL_BASELINES,
@@ -36,6 +37,7 @@ from mtrec.metrics import Floats
 from mtrec.model.loading import read_links
 from mtrec.rayrun import cluster_cpus, cluster_gpus
 from mtrec.recommender import PairContext, Recommender
+from mtrec.removal import removal_test
 from mtrec.report import Answered, Answers, build_report
 from mtrec.report_page import render_html
 from mtrec.runlog import event
@@ -113,6 +115,7 @@ def evaluate(
         "epoch": shipped.metrics.get("epoch"),
     }
     report["curves"] = shipped.metrics.get("history", [])
+    report |= look_closer(config, shipped, histories, _item_facts(shipped, items))
     with storage.write_artifact(path, kind="report", key=key, parents=parents) as writer:
         storage.write_json(writer.join("report.json"), report)
         html = render_html(report)
@@ -347,6 +350,39 @@ def ask_friends(
         for name, places in lists.items():
             friends = metric_lists(places, asked, len(store))
             methods[name] = replace(methods.get(name, Answers(None, {})), friends=friends)
+
+
+def look_closer(config: Config, shipped: Bundle, histories: Histories, items: ItemFacts) -> Tree:
+    """Measure on samples of users what costs several answers each: test events are held out.
+
+    Returns:
+        `explanations` (`removal.removal_test`) and `dial` (`dial.measure_dial`), those that the
+        configuration wants and that there are users for.
+    """
+    started = time.perf_counter()
+    wanted, seed = config.evaluate, config.run.seed
+    recommender = Recommender(as_evaluated(shipped, config))
+    found: dict[str, Tree] = {}
+    if wanted.explanations:
+        known = histories.before("test")
+        found["explanations"] = removal_test(
+            recommender, known, num_users=wanted.explanations, seed=seed
+        )
+        event(logger, "evaluate.explanations", seconds=time.perf_counter() - started)
+    started = time.perf_counter()
+    if wanted.dial:
+        found["dial"] = measure_dial(
+            recommender,
+            histories,
+            "test",
+            items,
+            settings=wanted.dial,
+            k=wanted.k,
+            num_users=wanted.dial_users,
+            draws=Draws(wanted.bootstrap_samples, seed),
+        )
+        event(logger, "evaluate.dial", seconds=time.perf_counter() - started)
+    return {name: tree for name, tree in found.items() if tree["users"]}
 
 
 # ---- the baselines ------------------------------------------------------------------------------

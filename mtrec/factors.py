@@ -21,7 +21,7 @@ from scipy import optimize, sparse, special
 
 from mtrec.catalogue import NUM_SPECIAL
 from mtrec.config import LabelTask, RegressionTask
-from mtrec.data.histories import Histories, last_windows
+from mtrec.data.histories import Histories
 
 # Held-out labels below which nothing can be said about a task.
 _ENOUGH = 50
@@ -141,9 +141,7 @@ class FactorTerm:
         self, histories: Histories, rows: NDArray[np.integer], item_index: NDArray[np.integer]
     ) -> NDArray[np.float32]:
         """Give what users with these histories would say of items, by the draws alone: (P,)."""
-        starts, _ = last_windows(histories, self.length)
-        visible = np.arange(histories.num_events) >= starts[histories.event_user]
-        histories = histories.select(visible)
+        histories = histories.latest(self.length)
         users = self.factors.users(histories, histories.numbers[self.column])
         return self.factors.predict(users, rows, item_index)
 

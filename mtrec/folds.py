@@ -22,7 +22,8 @@ def join_reports(reports: Sequence[Json]) -> Tree:
     deviation (with n - 1) over folds; `differences` the mean of paired differences with the 95 %
     interval of the corrected resampled t-test (Nadeau and Bengio 2003), whose variance is that of
     the folds times 1 / folds + test share / training share. `folds` has every fold's own figures,
-    and each figure's mean and deviation. A figure that some fold lacks is left out.
+    and each figure's mean and deviation. A figure that some fold lacks is left out. Calibration,
+    slices and what was asked of samples stay in the folds' own reports.
 
     Args:
         reports: trees of `report.json`, in the order of the folds.

@@ -133,16 +133,23 @@ class ExactIndex:
         users: NDArray[np.float32],
         item_index: NDArray[np.integer],
         added: sparse.csr_array | None = None,
+        exclude: NDArray[np.integer] | None = None,
     ) -> NDArray[np.float64]:
-        """Give log softmax of the logits over the catalogue at (C,) positions: (B, C) float64."""
-        places = np.broadcast_to(np.asarray(item_index), (len(users), len(item_index)))
-        shares = np.empty(places.shape)
+        """Give log softmax of the logits over the catalogue at (C,) positions: (B, C) float64.
+
+        Positions in `exclude` have no part in it, for any user; none of them is in `item_index`.
+        """
+        shares = np.empty((len(users), len(item_index)))
         for start in range(0, len(users), self._block):
             rows = slice(start, start + self._block)
             more = added[rows] if added is not None else None
             logits = self._all_logits(users[rows], more).double()
-            partition = torch.logsumexp(logits, dim=1).cpu().numpy()
-            shares[rows] = self.logits(users[rows], places[rows], more) - partition[:, None]
+            if exclude is not None:
+                logits[:, torch.from_numpy(np.asarray(exclude, np.int64))] = -torch.inf
+            # The item's logit is the one that is in the sum: with another rounding, what an item
+            # lacks to a share of 1 would be lost in the difference of the two.
+            own = logits[:, torch.from_numpy(np.asarray(item_index, np.int64))]
+            shares[rows] = (own - torch.logsumexp(logits, dim=1, keepdim=True)).cpu().numpy()
         return shares
 
     def _all_logits(

@@ -10,6 +10,7 @@ Shapes: U users, K length of a list, P rows (user, item), S bootstrap samples.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -408,6 +409,21 @@ def over_rows(
         prediction: (P,) float64.
     """
     return lambda weights: metric(truth, prediction, weights[:, user])
+
+
+def wilson(count: int, of: int, *, level: float = 0.95) -> Interval:
+    """Give a share with its score interval (Wilson 1927); NaN without trials.
+
+    (p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n), z the normal quantile: right for
+    shares near 1 too, where the bootstrap of a share that is 1 has no width.
+    """
+    if of == 0:
+        return Interval(np.nan, np.nan, np.nan)
+    share, z = count / of, NormalDist().inv_cdf(0.5 + level / 2.0)
+    middle = share + z * z / (2 * of)
+    reach = z * np.sqrt(share * (1.0 - share) / of + z * z / (4 * of * of))
+    low, high = (middle - reach) / (1 + z * z / of), (middle + reach) / (1 + z * z / of)
+    return Interval(share, max(0.0, float(low)), min(1.0, float(high)))
 
 
 def _ones(rows: Floats, weights: Floats | None) -> Floats:

@@ -343,18 +343,26 @@ class Ranker:
         return found
 
     def influence(
-        self, histories: Histories, users: UserRows, row: int, item_index: NDArray[np.integer]
+        self,
+        histories: Histories,
+        users: UserRows,
+        row: int,
+        item_index: NDArray[np.integer],
+        exclude: NDArray[np.integer],
     ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Give what each item of one user's history does for given items.
 
         The effect of j on i is log p_i with the whole history minus log p_i without the events of
-        j, where p is the softmax of the logits over the catalogue: above 0 where j speaks for i.
+        j, where p is the softmax of the logits over what may be listed: above 0 where j speaks
+        for i. Over the whole catalogue, j itself would take part: a model that knows that nobody
+        comes back to j gives it more without its event, and i less, whatever j says of i.
 
         Args:
             histories: B users.
             users: B rows.
             row: whose history it is about.
-            item_index: (C,) positions of items.
+            item_index: (C,) positions of items that may be listed.
+            exclude: positions that must not be listed.
 
         Returns:
             (J,) distinct items of the history, the `MAX_REASONS` latest at most, and (J, C)
@@ -373,7 +381,7 @@ class Ranker:
         item_item = self.bundle.item_item
         added = item_item.scores(variants) if item_item is not None else None
         vectors = self._vectors_of(states, variants)
-        shares = self._index.log_shares(vectors, item_index, added)
+        shares = self._index.log_shares(vectors, item_index, added, exclude)
         return items, shares[0] - shares[1:]
 
     # ---- steps ----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ writing; after `load` an instance is read-only and may be shared by threads.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,35 @@ from mtrec.config import ScoreConfig
 from mtrec.data.histories import Histories
 from mtrec.errors import RequestError
 from mtrec.friends import FriendGraph, FriendScorer
-from mtrec.inputs import Gathered, RequestInputs
+from mtrec.inputs import RequestInputs
 from mtrec.itemitem import interaction_matrix
 from mtrec.query import Limits, Query, QueryReader, read_id, read_ids, read_text
 from mtrec.ranker import USERS_PER_BLOCK, Crowd, PairContext, RankedLists, Ranker, Wish
 from mtrec.rerank import cosines, unit_rows
 from mtrec.userstore import UserRows
 
-__all__ = ["Limits", "PairContext", "RankedLists", "Recommender", "UserRows"]
+__all__ = ["Explanation", "Limits", "PairContext", "RankedLists", "Recommender", "UserRows"]
 
 _NUM_REASONS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why one item is in one user's list.
+
+    Attributes:
+        content_share: what of its logit is content, 0 to 1, see `Ranker.content_share`.
+        reasons: (R,) int32, positions of the history's items that speak most for it, the strongest
+            first; three at most, none where no item does.
+        effect: (R,) float64, above 0: what the item's log share loses without that reason, see
+            `Ranker.influence`.
+        similarity: (R,) float64, -1 to 1: the cosine of the contents of item and reason.
+    """
+
+    content_share: float
+    reasons: NDArray[np.int32]
+    effect: NDArray[np.float64]
+    similarity: NDArray[np.float64]
 
 
 class Recommender:
@@ -281,6 +301,8 @@ class Recommender:
         exclude: Sequence[NDArray[np.integer]] | None = None,
         allowed: NDArray[np.bool_] | None = None,
         with_tasks: bool = True,
+        diversity: float = 0.0,
+        conditions: object = None,
     ) -> RankedLists:
         """Give the lists of B users by their histories, blended as `score.weights` says.
 
@@ -292,11 +314,65 @@ class Recommender:
             exclude: B arrays of positions; by default the items of each user's history here.
             allowed: (N,) bool, the positions that may be listed; by default all.
             with_tasks: also predict the ranking tasks of what is listed.
+            diversity: 0 to 1, as in a request.
+            conditions: that listed items meet, as `filter` of a request; None: all may be listed.
+
+        Raises:
+            RequestError: the conditions name what the catalogue does not have.
         """
         users = self.user_rows(histories.user_ids.tolist()) if users is None else users
         crowd = self._ranker.crowd(histories, users, exclude)
-        wish = Wish(k, self._ranker.weights, allowed=allowed, with_tasks=with_tasks)
+        if conditions is not None:
+            met = self.allowed(conditions)
+            allowed = met if allowed is None else met & allowed
+        wish = Wish(k, self._ranker.weights, diversity, allowed, with_tasks)
         return self._ranker.rank(crowd, wish)
+
+    def allowed(self, conditions: object) -> NDArray[np.bool_]:
+        """Give the positions that meet the `filter` of a request: (N,) bool.
+
+        Raises:
+            RequestError: it names what the catalogue does not have.
+        """
+        return self._catalogue.filter.allowed(conditions)
+
+    def diversified(
+        self, histories: Histories, *, k: int, diversities: Sequence[float]
+    ) -> list[NDArray[np.int32]]:
+        """Give B users' lists at several settings of `diversity`: of each (B, k) positions.
+
+        Users are encoded once; for the rest see `rank_lists`.
+        """
+        crowd = self._ranker.crowd(histories, self.user_rows(histories.user_ids.tolist()))
+        wishes = [Wish(k, self._ranker.weights, dial, with_tasks=False) for dial in diversities]
+        return [self._ranker.rank(crowd, wish).item_index for wish in wishes]
+
+    def explain_lists(
+        self,
+        histories: Histories,
+        lists: RankedLists,
+        users: UserRows | None = None,
+        *,
+        exclude: Sequence[NDArray[np.integer]] | None = None,
+    ) -> list[list[Explanation]]:
+        """Tell of B users' lists why each item is there, as `explain` of a request does.
+
+        Args:
+            histories: B users, those of the lists.
+            lists: what `rank_lists` gave for them.
+            users: B rows; by default what is stored under the histories' user ids.
+            exclude: as given to `rank_lists`.
+
+        Returns:
+            For each user an explanation an item, in the order of the list; none for users of whom
+            nothing is known, whose lists the model's logits do not make.
+        """
+        users = self.user_rows(histories.user_ids.tolist()) if users is None else users
+        crowd = self._ranker.crowd(histories, users, exclude)
+        return [
+            self._explanations(lists.item_index[row], crowd.rows([row]), histories, users, row)
+            for row in range(len(histories))
+        ]
 
     def friend_lists(
         self, positions: NDArray[np.int64], *, k: int
@@ -388,7 +464,10 @@ class Recommender:
             for row, at in enumerate(members):
                 entries = self._entries(lists, row)
                 if asked[row].explain:
-                    self._explain(entries, lists.item_index[row], crowd.rows([row]), known, at)
+                    places, one = lists.item_index[row], crowd.rows([row])
+                    why = self._explanations(places, one, known.histories, known.users, at)
+                    for entry, found in zip(entries, why, strict=False):
+                        entry.update(self._explanation_json(found))
                 answers[at] = {
                     "user_id": self._source_user_id(asked[row]),
                     "model_version": self.bundle.version,
@@ -419,39 +498,52 @@ class Recommender:
             )
         return entries
 
-    def _explain(
+    def _explanations(
         self,
-        entries: list[dict[str, Any]],
         item_index: NDArray[np.int32],
         one: Crowd,
-        known: Gathered,
-        at: int,
-    ) -> None:
-        """Add to the entries of user `at` the share of content and what speaks for them.
+        histories: Histories,
+        users: UserRows,
+        row: int,
+    ) -> list[Explanation]:
+        """Explain the list (k,) of the user at `row` of `histories`, who is alone in `one`.
 
-        Popular lists have neither: the model's logits do not make them.
+        Popular lists have no explanations: the model's logits do not make them.
         """
         if one.is_cold[0]:
-            return
+            return []
         places = item_index[item_index >= 0]
         added = one.added[[0]].toarray()[0] if one.added is not None else None
         vector = one.vectors[0]
         share = self._ranker.content_share(vector, places, added)
-        told, effect = self._ranker.influence(known.histories, known.users, at, places)
+        told, effect = self._ranker.influence(histories, users, row, places, one.exclude[0])
         vectors = self._ranker.likeness
-        likeness = unit_rows(vectors[told]) @ unit_rows(vectors[places]).T
-        for column, entry in enumerate(entries):
-            entry["content_share"] = float(share[column])
-            order = np.lexsort((self._catalogue.tie_rank[told], -effect[:, column]))
-            entry["reasons"] = [
+        likeness = np.clip(unit_rows(vectors[told]) @ unit_rows(vectors[places]).T, -1.0, 1.0)
+        found = []
+        for column, place in enumerate(places):
+            order = np.lexsort((self._catalogue.tie_rank[told], -effect[:, column]))[:_NUM_REASONS]
+            best = order[(effect[order, column] > 0.0) & (told[order] != place)]
+            found.append(
+                Explanation(
+                    float(share[column]), told[best], effect[best, column], likeness[best, column]
+                )
+            )
+        return found
+
+    def _explanation_json(self, found: Explanation) -> dict[str, Any]:
+        return {
+            "content_share": found.content_share,
+            "reasons": [
                 {
-                    "item_id": self._catalogue.source_id(told[row]),
-                    "effect": float(effect[row, column]),
-                    "similarity": float(np.clip(likeness[row, column], -1.0, 1.0)),
+                    "item_id": self._catalogue.source_id(place),
+                    "effect": float(effect),
+                    "similarity": float(similarity),
                 }
-                for row in order[:_NUM_REASONS]
-                if effect[row, column] > 0.0 and told[row] != places[column]
-            ]
+                for place, effect, similarity in zip(
+                    found.reasons, found.effect, found.similarity, strict=True
+                )
+            ],
+        }
 
     def _source_user_id(self, query: Query) -> str | int | None:
         """Give the id back in the type of the source, if it can be an id of the source."""

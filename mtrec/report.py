@@ -132,8 +132,51 @@ def summary_table(report: Mapping[str, Any]) -> str:
             lines.append(f"  {label:<18}" + "".join(f"{cell:>12}" for cell in cells))
         against = _against_best(report, task, names[0])
         tables.append("\n".join([*lines, *([against] if against else [])]))
+    tables += [_removal_lines(report["explanations"])] if "explanations" in report else []
+    tables += [_dial_lines(report["dial"])] if "dial" in report else []
     notes = [f"note: {note}" for note in report.get("notes", [])]
     return "\n\n".join([*tables, *(["\n".join(notes)] if notes else [])])
+
+
+REMOVAL = {
+    "holds": "lower without the first reason",
+    "every": "lower without each reason in turn",
+    "falls": "at a later place without the first",
+    "control": "lower without another item",
+}
+"""What each figure of the removal test counts, in words."""
+
+
+def describe_removal(found: Mapping[str, Any]) -> str:
+    """Say who was asked in a removal test.
+
+    Args:
+        found: what `removal.removal_test` gives.
+    """
+    missing = found["without_reason"]
+    told = f", {missing} of whom have no reason and count no further" if missing else ""
+    return f"the best item of {found['users']} users{told}"
+
+
+def _removal_lines(found: Mapping[str, Any]) -> str:
+    lines = [f"removal test: {describe_removal(found)}; asked again, it stands"]
+    for name, words in REMOVAL.items():
+        if "share" in found[name]:
+            low, high = (100 * bound for bound in found[name]["interval"])
+            share = f"{100 * found[name]['share']:.1f} % [{low:.1f}, {high:.1f}]"
+            lines.append(f"  {words:<36}{share}")
+    return "\n".join(lines)
+
+
+def _dial_lines(found: Mapping[str, Any]) -> str:
+    k = found["k"]
+    names = [f"ndcg@{k}", f"diversity@{k}"]
+    head = f"diversity dial, {found['users']} of {found['of']} users"
+    lines = [f"{head:<34}" + "".join(f"{name:>14}" for name in names)]
+    for point in found["points"]:
+        cells = (f"{point[name]:.4f}" if name in point else "-" for name in names)
+        lines.append(f"  {point['dial']:<32g}" + "".join(f"{cell:>14}" for cell in cells))
+    return "\n".join(lines)
 
 
 def _against_best(report: Mapping[str, Any], task: str, metric: str) -> str:

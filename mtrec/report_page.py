@@ -12,8 +12,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from mtrec.charts import Bar, Box, Line, bars, boxes, curves, dots, reliability
+from mtrec.charts import Bar, Box, Line, Mark, bars, boxes, curves, dots, reliability, trade_off
 from mtrec.comparison import MODEL
+from mtrec.report import REMOVAL, describe_removal
 
 Json = Mapping[str, Any]
 
@@ -37,6 +38,12 @@ _NAMES = {
     "auc": "AUC",
     "logloss": "Log loss",
     "ece": "Calibration error",
+}
+_REMOVAL_LABELS = {
+    "holds": "first reason",
+    "every": "every reason",
+    "falls": "later place",
+    "control": "control",
 }
 # More of these is not better in itself: chance is the most novel and diverse of all.
 _NO_BEST = frozenset({"coverage", "novelty", "diversity"})
@@ -69,6 +76,8 @@ def render_html(report: Json) -> str:
         page.learning(),
         page.probabilities(),
         page.slices(),
+        page.explanations(),
+        page.dial(),
         page.tables(),
         page.protocol(),
     ]
@@ -379,6 +388,84 @@ class _Page:
             f'<section class="grid">{"".join(parts)}</section>'
         )
 
+    def explanations(self) -> str:
+        found = self.report.get("explanations", {})
+        rows = [
+            Bar(
+                label,
+                found[name]["share"],
+                found[name]["interval"][0],
+                found[name]["interval"][1],
+                "b" if name == "control" else "a",
+            )
+            for name, label in _REMOVAL_LABELS.items()
+            if "share" in found.get(name, {})
+        ]
+        if not rows:
+            return ""
+        words = "".join(
+            f"<dt>{escape(_REMOVAL_LABELS[name])}</dt><dd>{escape(text)}: "
+            f"{found[name]['count']} of {found[name]['of']}</dd>"
+            for name, text in REMOVAL.items()
+        )
+        return (
+            "<h2>Are the reasons reasons?</h2><p>An explanation names items of the history. Here "
+            "the model is asked again as if a named one had never been there, and the fresh answer "
+            "is read: the item stands lower at a later place, or at the same with a smaller share "
+            "of the candidates' retrieval scores. The removed item is no candidate. The control "
+            "removes, at random, an item that is not named. Whiskers are 95 % intervals (Wilson)."
+            "</p>"
+            '<section class="grid">'
+            + _figure(
+                "Removal test",
+                describe_removal(found),
+                bars(rows, title="removal test", form=_percent_plain),
+            )
+            + f'<div class="card"><h3>What is counted <small>asked again, the item stands</small>'
+            f"</h3><dl>{words}</dl></div></section>"
+        )
+
+    def dial(self) -> str:
+        found = self.report.get("dial", {})
+        names = [f"ndcg@{self.k}", f"diversity@{self.k}"]
+        points = [p for p in found.get("points", []) if all(name in p for name in names)]
+        if not points:
+            return ""
+        marks = [Mark(f"{p['dial']:g}", p[names[1]], p[names[0]]) for p in points]
+        body = "".join(
+            f"<tr><td>{p['dial']:g}</td>"
+            + "".join(
+                f"<td>{_number(p[name])}<small>{_number(p[f'{name}_interval'][0])} – "
+                f"{_number(p[f'{name}_interval'][1])}</small></td>"
+                for name in names
+            )
+            + "</tr>"
+            for p in points
+        )
+        head = "".join(f"<th>{escape(_metric(name))}</th>" for name in names)
+        who = f"{found['users']:,} of {found['of']:,} users, {found['split']} events"
+        return (
+            "<h2>What does diversity cost?</h2><p>Lists at several settings of the diversity dial "
+            "(maximal marginal relevance) for the same users: how accurate they are, and how far "
+            "two of their items are apart by content, 1 - cosine. The best setting is a matter of "
+            "taste; none was chosen here.</p>"
+            '<section class="grid">'
+            + _figure(
+                "Accuracy against diversity",
+                who,
+                trade_off(
+                    marks,
+                    title="accuracy against diversity",
+                    across_name=_metric(names[1]),
+                    up_name=_metric(names[0]),
+                    form=_short,
+                ),
+            )
+            + f'<div class="card"><h3>The same in numbers <small>{who}</small></h3>'
+            f'<div class="scroll"><table><thead><tr><th>diversity</th>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div></div></section>"
+        )
+
     def tables(self) -> str:
         parts = [self._table(task) for task in self.tasks]
         shown = "".join(part for part in parts if part)
@@ -586,6 +673,10 @@ def _number(value: float | None) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.3g}"
+
+
+def _percent_plain(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
 def _percent(value: float) -> str:

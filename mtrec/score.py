@@ -4,7 +4,8 @@ Ray Data actors that hold a `Recommender` each take one file of `dataset/histori
 write one file of `predictions/`, so the driver sees counts only, memory is bounded by a batch of
 users, and names and order of the output are those of the input whatever the number of actors. A
 killed run keeps its finished files, and the next one writes the others only. What a user has ever
-touched is left out. It never fits anything.
+touched is left out. Filter, diversity and explanations are those of requests. It never fits
+anything.
 """
 
 import json
@@ -18,15 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
+from numpy.typing import NDArray
 
 from mtrec import storage
 from mtrec.bundle import KIND, Bundle, find_bundle
-from mtrec.config import Config, LabelTask, ScoreConfig, label_tasks
+from mtrec.config import EXPLANATION_COLUMNS, Config, LabelTask, ScoreConfig, label_tasks
 from mtrec.data.dataset import history_files
 from mtrec.data.histories import Histories
 from mtrec.errors import ArtifactError
 from mtrec.rayrun import cluster_cpus, cluster_gpus
-from mtrec.recommender import RankedLists, Recommender
+from mtrec.recommender import Explanation, RankedLists, Recommender
 from mtrec.runlog import event
 from mtrec.storage import Manifest
 
@@ -54,7 +56,9 @@ def score(
         bundle: a version's folder, or `bundles/`.
         path: folder or URI that receives `part-*.parquet`: `user_id`, `rank` (int32, 1..K),
             `item_id`, `score` (double, descending) and one float column per ranking task; ids in
-            their source type.
+            their source type. With `score.explain` also `content_share` (double) and lists, the
+            strongest reason first, `reasons` (item ids), `effects` and `similarities` (double);
+            null where a user has no history, as a request's answer lacks them there.
         key: hash of the work.
         parents: ids of the artifacts that it is made from.
 
@@ -172,7 +176,7 @@ class ScoreParts:
 
     def _score_part(self, name: str) -> dict[str, Any]:
         system, inner = storage.filesystem(storage.join(self._histories, name))
-        num_items = len(self._recommender.bundle.popular) - 2
+        allowed = self._recommender.allowed(self._config.filter)
         counts = dict.fromkeys(_COUNTS, 0)
         with (
             system.open_input_file(inner) as source,
@@ -184,12 +188,17 @@ class ScoreParts:
             waiting: list[pa.Table] = []
             for batch in file.iter_batches(batch_size=self._config.batch_size):
                 histories = Histories.from_table(pa.Table.from_batches([batch]))
-                lists = self._recommender.rank_lists(histories, k=self._config.k)
+                lists = self._recommender.rank_lists(
+                    histories,
+                    k=self._config.k,
+                    diversity=self._config.diversity,
+                    conditions=self._config.filter or None,
+                )
                 waiting.append(self._table(histories, lists))
                 counts["users"] += len(histories)
                 counts["rows"] += waiting[-1].num_rows
                 counts["expected_rows"] += int(
-                    np.minimum(num_items - _num_seen(histories), self._config.k).sum()
+                    np.minimum(_num_open(histories, allowed), self._config.k).sum()
                 )
                 if sum(table.num_rows for table in waiting) >= _ROWS_PER_GROUP:
                     writer.write_table(pa.concat_tables(waiting))
@@ -214,7 +223,44 @@ class ScoreParts:
         }
         for task in self._tasks:
             columns[task.name] = pa.array(lists.tasks[task.name][is_there], pa.float32())
+        if self._config.explain:
+            columns |= self._explanations(histories, lists)
         return pa.table(columns, schema=self._schema())
+
+    def _explanations(self, histories: Histories, lists: RankedLists) -> dict[str, pa.Array]:
+        """Give the columns of `score.explain`, one row an item, in the order of `_table`."""
+        # As a request by `user_id` has it: the store keeps the events that the model can see, so
+        # without one of them no older one comes into sight; all that was touched stays out.
+        known = histories.select(histories.item_index >= 2)
+        length = self._recommender.bundle.config.model.history.length
+        seen = np.split(known.item_index, known.offsets[1:-1])
+        found = self._recommender.explain_lists(known.latest(length), lists, exclude=seen)
+        rows: list[Explanation | None] = []
+        for why, size in zip(found, (lists.item_index >= 0).sum(axis=1).tolist(), strict=True):
+            rows += why or [None] * size
+        offsets = np.cumsum([0, *(len(row.reasons) if row else 0 for row in rows)])
+        mask = pa.array([row is None for row in rows])
+
+        def flat(name: str) -> NDArray[Any]:
+            return np.concatenate([np.zeros(0), *(getattr(row, name) for row in rows if row)])
+
+        def listed(values: pa.Array) -> pa.Array:
+            return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=mask)
+
+        ids = self._recommender.item_ids(flat("reasons").astype(np.int64))
+        share = [row.content_share if row else None for row in rows]
+        return dict(
+            zip(
+                EXPLANATION_COLUMNS,
+                (
+                    pa.array(share, pa.float64()),
+                    listed(ids_as(ids, id_type(self._recommender.bundle, "item_id"))),
+                    listed(pa.array(flat("effect"), pa.float64())),
+                    listed(pa.array(flat("similarity"), pa.float64())),
+                ),
+                strict=True,
+            )
+        )
 
     @property
     def _tasks(self) -> list[LabelTask]:
@@ -223,24 +269,32 @@ class ScoreParts:
 
     def _schema(self) -> pa.Schema:
         bundle = self._recommender.bundle
+        item_id, numbers = id_type(bundle, "item_id"), pa.list_(pa.float64())
+        kinds = (pa.float64(), pa.list_(item_id), numbers, numbers)
         return pa.schema(
             [
                 ("user_id", id_type(bundle, "user_id")),
                 ("rank", pa.int32()),
-                ("item_id", id_type(bundle, "item_id")),
+                ("item_id", item_id),
                 ("score", pa.float64()),
                 *((task.name, pa.float32()) for task in self._tasks),
+                *(zip(EXPLANATION_COLUMNS, kinds, strict=True) if self._config.explain else ()),
             ]
         )
 
 
-def _num_seen(histories: Histories) -> Any:
-    """Count each user's distinct known items: (U,) int64."""
-    known = histories.item_index >= 2
+def _num_open(histories: Histories, allowed: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Count for each user the allowed items that are not in the history: (U,) int64.
+
+    `allowed` (N,) tells it of every position; 0 and 1, which are no items, never count.
+    """
+    is_item = allowed & (np.arange(len(allowed)) >= 2)
+    seen = is_item[histories.item_index]
     pairs = np.unique(
-        (histories.event_user[known] << 32) | histories.item_index[known].astype(np.int64)
+        (histories.event_user[seen] << 32) | histories.item_index[seen].astype(np.int64)
     )
-    return np.bincount(pairs >> 32, minlength=len(histories))
+    met = np.bincount(pairs >> 32, minlength=len(histories))
+    return np.asarray(is_item.sum() - met)
 
 
 def id_type(bundle: Bundle, column: str) -> pa.DataType:

@@ -27,7 +27,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("query", "catalogue", "folds", "harm"),
     ),
     3: ("bundle",),
-    4: ("recommender", "ranker", "inputs"),
+    4: ("recommender", "ranker", "inputs", "removal", "dial"),
     5: (
         "rayrun",
         "progress",

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from mtrec import charts
-from mtrec.charts import Bar, Box, Line
+from mtrec.charts import Bar, Box, Line, Mark
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -47,9 +47,26 @@ def test_a_higher_value_lies_higher_up() -> None:
     assert y1 > y2
 
 
+def test_a_trade_off_goes_from_point_to_point_and_names_each() -> None:
+    marks = [Mark("0", 0.2, 0.9), Mark("0.5", 0.4, 0.8), Mark("<1", 0.6, 0.1)]
+    svg = charts.trade_off(marks, title="t", across_name="far", up_name="good", form=_form)
+    root = _parse(svg)
+    dots = [(float(c.get("cx", "0")), float(c.get("cy", "0"))) for c in root.iter(f"{SVG}circle")]
+    (x0, y0), (x1, y1), (x2, y2) = dots
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert y2 - y1 == pytest.approx(7 * (y1 - y0), abs=0.5)
+    line = next(root.iter(f"{SVG}polyline")).get("points", "").split()
+    assert [tuple(map(float, point.split(","))) for point in line] == dots
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"0", "0.5", "<1", "far", "good"} <= set(texts)
+    assert "0.5: far 0.40, good 0.80" in [title.text for title in root.iter(f"{SVG}title")]
+
+
 @pytest.mark.parametrize(
     "svg",
     [
+        charts.trade_off([], title="t", across_name="x", up_name="y", form=_form),
+        charts.trade_off([Mark("0", 0, 0)], title="t", across_name="x", up_name="y", form=_form),
         charts.bars([], title="t", form=_form),
         charts.bars([Bar("x", 0.0)], title="t", form=_form),
         charts.dots([], title="t", form=_form),

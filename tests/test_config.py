@@ -148,3 +148,42 @@ def test_only_what_users_say_of_items_is_factorised() -> None:
     broken["model"] = {"factors": {"column": "price"}}
     with pytest.raises(ConfigError, match=r'factors.column: "price" is no number column'):
         parse_config(broken)
+
+
+# ---- batch scoring ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("filter_", "message"),
+    [
+        ({"colour": "red"}, r'score.filter: items have no column "colour"; there are \['),
+        ({"title": {"min": 1}}, "score.filter.title: expected a value or a list of values"),
+        ({"title": 1.5}, "score.filter.title: expected a value or a list of values"),
+        ({"price": "cheap"}, "score.filter.price: expected numbers or a range"),
+        ({"price": {}}, "score.filter.price"),
+        ({"price": {"least": 1}}, "score.filter.price"),
+        ({"price": True}, "score.filter.price"),
+    ],
+)
+def test_a_filter_that_no_request_could_have_is_refused(
+    filter_: dict[str, object], message: str
+) -> None:
+    broken = tree(score={"filter": filter_})
+    broken["data"]["items"]["columns"]["price"] = {"kind": "number"}
+    with pytest.raises(ConfigError, match=message):
+        parse_config(broken)
+
+
+def test_a_filter_keeps_the_types_of_its_values() -> None:
+    conditions = {"title": ["a", 7], "genres": "x", "price": {"min": 1, "max": 2.5}}
+    given = tree(score={"filter": conditions})
+    given["data"]["items"]["columns"]["price"] = {"kind": "number"}
+    assert parse_config(given).score.model_dump()["filter"] == conditions
+
+
+def test_a_task_may_be_called_effects_unless_explanations_are_written() -> None:
+    broken = tree()
+    broken["tasks"][2]["name"] = "effects"
+    assert parse_config(broken).tasks[2].name == "effects"
+    with pytest.raises(ConfigError, match='"effects" is a column of predictions/ already'):
+        parse_config({**broken, "score": {"explain": True}})

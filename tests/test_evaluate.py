@@ -95,6 +95,37 @@ def test_an_evaluated_bundle_knows_the_popularity_of_train_only(small: "Small") 
     assert evaluated.config.score.weights == {"like": 1.0}
 
 
+def test_samples_are_asked_with_what_was_known_before_test(small: "Small") -> None:
+    from mtrec.comparison import Draws
+    from mtrec.dial import measure_dial
+    from mtrec.evaluate import _item_facts, as_evaluated, look_closer
+    from mtrec.recommender import Recommender
+    from mtrec.removal import removal_test
+
+    config = _config(small, explanations=5, dial=[0.0, 1.0], dial_users=4)
+    shipped, histories = load_bundle(small.path), _split(small.histories)
+    facts = _item_facts(shipped, pq.read_table(small.dataset / "items.parquet"))
+    found = look_closer(config, shipped, histories, facts)
+
+    recommender = Recommender(as_evaluated(shipped, config))
+    known = histories.before("test")
+    assert found["explanations"] == removal_test(recommender, known, num_users=5, seed=0)
+    draws = Draws(100, 0)
+    assert found["dial"] == measure_dial(
+        *(recommender, histories, "test", facts),
+        **{"settings": [0.0, 1.0], "k": 4, "num_users": 4, "draws": draws},  # type: ignore[arg-type]  # of several types
+    )
+
+
+def test_samples_that_are_not_wanted_are_not_taken(small: "Small") -> None:
+    from mtrec.evaluate import _item_facts, look_closer
+
+    config = _config(small, explanations=0, dial=[])
+    shipped = load_bundle(small.path)
+    facts = _item_facts(shipped, pq.read_table(small.dataset / "items.parquet"))
+    assert look_closer(config, shipped, _split(small.histories), facts) == {}
+
+
 @pytest.mark.ray
 def test_evaluate_writes_report_and_page(small: "Small", tmp_path: Path, ray_local: None) -> None:
     from mtrec.evaluate import evaluate
@@ -115,6 +146,11 @@ def test_evaluate_writes_report_and_page(small: "Small", tmp_path: Path, ray_loc
     assert set(report["model"]) == {"click", "stars", "like"}
     assert {"random", "bigram", "itemknn", "ials", "bias"} <= set(report["baselines"])
     assert any("ease was left out: the catalogue has 12 items" in n for n in report["notes"])
+    assert report["explanations"]["holds"]["of"] > 0
+    assert [point["dial"] for point in report["dial"]["points"]] == [0, 0.1, 0.2, 0.3, 0.5, 0.7]
+    # At 0 the dial gives the model's own lists, to the same users.
+    assert report["dial"]["points"][0]["ndcg@4"] == report["model"]["click"]["ndcg@4"]
+    assert report["dial"]["points"][0]["diversity@4"] == report["model"]["click"]["diversity@4"]
     assert "</html>" in (tmp_path / "report" / "report.html").read_text()
     # The model's figures are those of its answers, whatever the parts and batches.
     from mtrec.evaluate import answer, as_evaluated

@@ -136,3 +136,26 @@ def test_logits_do_not_depend_on_the_block() -> None:
 
 def test_index_says_that_it_is_exact() -> None:
     assert ExactIndex.is_exact
+
+
+def test_log_shares_are_a_softmax_over_what_is_not_excluded() -> None:
+    rng = np.random.default_rng(3)
+    content, users = (rng.normal(size=(n, 4)).astype(np.float32) for n in (12, 3))
+    bias = rng.normal(size=12).astype(np.float32)
+    index = ExactIndex(content, np.zeros_like(content), bias, block_bytes=1)
+    shares = index.log_shares(users, np.array([3, 7]), exclude=np.array([2, 9]))
+    for user, share in zip(users, shares, strict=True):
+        weights = np.exp(content.astype(float) @ user.astype(float) + bias)
+        weights[[0, 1, 2, 9]] = 0.0
+        expected = np.log(weights[[3, 7]] / weights.sum())
+        np.testing.assert_allclose(share, expected, atol=1e-5)
+
+
+def test_a_share_of_almost_one_is_not_lost_in_rounding() -> None:
+    """Two logits near 100, which float32 knows to 1e-5, leave the second item a share of 1e-6."""
+    content = np.array([[0.0], [0.0], [301.7], [260.3]], np.float32)
+    index = ExactIndex(content, np.zeros_like(content), np.zeros(4, np.float32))
+    user = np.array([[1.0 / 3.0]], np.float32)
+    gap = float(user[0, 0]) * float(content[2, 0] - content[3, 0])
+    share = index.log_shares(user, np.array([2]))[0, 0]
+    assert share == pytest.approx(-np.log1p(np.exp(-gap)), rel=1e-3)

@@ -216,3 +216,19 @@ def test_bootstrap_depends_on_the_seed_and_not_on_the_block(monkeypatch) -> None
 def test_bootstrap_without_users_is_undefined() -> None:
     figure = bootstrap({"x": mean_over_users(np.zeros(0))}, num_users=0, samples=5, seed=0)["x"]
     assert np.isnan(figure.interval().low)
+
+
+def test_wilson_interval_has_the_values_worked_out_by_hand() -> None:
+    # 8 of 10, z = 1.959964: middle (0.8 + 0.192073) / 1.384146, reach
+    # 1.959964 sqrt(0.016 + 0.0096036) / 1.384146.
+    found = metrics.wilson(8, 10)
+    assert found.value == 0.8
+    assert (found.low, found.high) == pytest.approx((0.490162, 0.943318), abs=1e-5)
+
+
+def test_wilson_interval_of_a_sure_thing_has_a_width() -> None:
+    found = metrics.wilson(100, 100)
+    # n / (n + z^2)
+    assert (found.low, found.high) == pytest.approx((100 / 103.841459, 1.0))
+    assert metrics.wilson(0, 100).high == pytest.approx(1 - 100 / 103.841459)
+    assert np.isnan(metrics.wilson(0, 0).value)

@@ -287,13 +287,16 @@ def test_context_changes_ranking_tasks_but_not_retrieval(recommender: Recommende
     )
 
 
-def log_share(recommender: Recommender, histories: Histories, user: int, item: int) -> float:
-    """Log softmax of an item over the catalogue, from the model itself."""
+def log_share(
+    recommender: Recommender, histories: Histories, user: int, item: int, gone: list[int]
+) -> float:
+    """Log softmax of an item over the catalogue without some, from the model itself."""
     users = recommender.user_rows(histories.user_ids.tolist())
     vector = recommender._ranker.crowd(histories, users).states.vector[user].double()
     vectors = recommender._ranker._vectors
-    logits = (vectors.fused.double() @ vector + vectors.bias.double())[2:]
-    return float(torch.log_softmax(logits, 0)[item - 2])
+    logits = vectors.fused.double() @ vector + vectors.bias.double()
+    logits[[0, 1, *gone]] = -torch.inf
+    return float(torch.log_softmax(logits, 0)[item])
 
 
 def test_reasons_are_what_the_recommendation_loses_without_them(
@@ -307,15 +310,16 @@ def test_reasons_are_what_the_recommendation_loses_without_them(
             [{"user_id": f"u{user}", "history": history, "explain": True}]
         )
         known = {event["item_id"] for event in history}
+        seen = [2 + ids.index(str(item_id)) for item_id in known]
         for entry in answer["recommendations"]:
             item = 2 + ids.index(entry["item_id"])
             assert 0.0 <= entry["content_share"] <= 1.0
-            before = log_share(recommender, whole, user, item)
+            before = log_share(recommender, whole, user, item, seen)
             effects = {}
             for reason in known:
                 place = 2 + ids.index(reason)
                 left = whole.select((whole.event_user != user) | (whole.item_index != place))
-                effects[reason] = before - log_share(recommender, left, user, item)
+                effects[reason] = before - log_share(recommender, left, user, item, seen)
             expected = sorted((r for r in known if effects[r] > 0), key=lambda r: -effects[r])[:3]
             assert [reason["item_id"] for reason in entry["reasons"]] == expected
             for reason in entry["reasons"]:

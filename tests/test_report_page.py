@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from test_harm import judged
-from test_report import _histories, _report
+from test_report import _histories, _report, samples
 
 from mtrec.report_page import render_html, render_twins
 
@@ -82,6 +82,27 @@ def test_page_shows_figures_curves_calibration_and_protocol() -> None:
         assert part in text
     assert "said before" in text
     assert "-50 %" in text
+
+
+def test_page_shows_the_removal_test_and_the_dial_with_its_numbers() -> None:
+    page = render_html({**_full(), **samples()})
+    checker = _parse(page)
+    assert checker.open == []
+    for part in (
+        *("88 %", "7 of 8", "0 of 0", "10 users, 2 of whom"),
+        *("6 of 60 users", "0.4321", "0.6789", "NDCG@3", "Diversity@3"),
+    ):
+        assert part in checker.text
+    assert "<title>first reason: 88 % [53 %, 98 %]</title>" in page
+    assert "<title>0.5: Diversity@3 0.679, NDCG@3 0.321</title>" in page
+    assert "<title>control" not in page
+
+
+def test_a_dial_without_diversity_is_not_drawn() -> None:
+    report = {**_full(), **samples()}
+    for point in report["dial"]["points"]:
+        del point["diversity@3"]
+    assert "What does diversity cost" not in render_html(report)
 
 
 def test_names_from_the_data_are_escaped() -> None:

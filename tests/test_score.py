@@ -1,6 +1,8 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,10 +12,10 @@ from small_bundle import Small, item_ids, small_like
 
 from mtrec import score as score_module
 from mtrec import storage
-from mtrec.config import Config
+from mtrec.config import EXPLANATION_COLUMNS, Config
 from mtrec.errors import ArtifactError, DataError
 from mtrec.recommender import Recommender
-from mtrec.score import ScoreParts, score
+from mtrec.score import ScoreParts, finished_parts, score
 
 
 def run_score(small: Small, path: Path, **settings: object) -> storage.Manifest:
@@ -93,6 +95,89 @@ def test_batches_of_users_do_not_change_what_is_written(small: Small, tmp_path: 
 def test_weights_of_the_run_count_and_not_those_of_the_bundle(small: Small, tmp_path: Path) -> None:
     table = score_part(small, tmp_path / "out", weights={"like": 1.0}).to_pydict()
     assert table["score"] == pytest.approx(table["like"], rel=1e-6)
+
+
+@pytest.mark.parametrize("integer_ids", [False, True])
+def test_explanations_are_those_of_requests(
+    small: Small, small_integers: Small, tmp_path: Path, integer_ids: bool
+) -> None:
+    one = small_integers if integer_ids else small
+    recommender, reasons = Recommender.load(one.path), 0
+    for part in (0, 1):
+        table = score_part(one, tmp_path / "out", part, explain=True)
+        for user_id in dict.fromkeys(table["user_id"].to_pylist()):
+            rows = [row for row in table.to_pylist() if row["user_id"] == user_id]
+            request = {"user_id": user_id, "k": 5, "explain": True}
+            (answer,) = recommender.recommend([request])
+            for row, entry in zip(rows, answer["recommendations"], strict=True):
+                assert row["item_id"] == entry["item_id"]
+                assert row["content_share"] == pytest.approx(entry["content_share"], abs=1e-5)
+                told = entry["reasons"]
+                reasons += len(told)
+                assert row["reasons"] == [reason["item_id"] for reason in told]
+                for name, values in (("effect", "effects"), ("similarity", "similarities")):
+                    assert row[values] == pytest.approx([r[name] for r in told], abs=1e-5)
+    assert reasons > 30
+    kind = pa.int64() if integer_ids else pa.string()
+    assert table.schema.names[-4:] == ["content_share", "reasons", "effects", "similarities"]
+    assert table.schema.field("reasons").type == pa.list_(kind)
+
+
+def test_a_popular_list_has_no_explanation(small: Small, tmp_path: Path) -> None:
+    """A user whose only event is of an unknown item, and of whom no features are stored."""
+    dataset = tmp_path / "histories"
+    dataset.mkdir()
+    strangers = replace(small.histories.rows([3, 0]), user_ids=np.array(["x", "u0"], object))
+    strangers.item_index[0] = 1
+    pq.write_table(strangers.to_table(), dataset / "part-00000.parquet")
+    config = small_like(small, explain=True, k=2).config.score.model_dump()
+    (tmp_path / "out").mkdir()
+    actor = ScoreParts(small.path, config, str(dataset), str(tmp_path / "out"), "cpu")
+    actor(pa.table({"part": ["part-00000.parquet"]}))
+    rows = pq.read_table(tmp_path / "out" / "part-00000.parquet").to_pylist()
+    assert [row["user_id"] for row in rows] == ["x", "x", "u0", "u0"]
+    for row in rows[:2]:
+        assert [row[name] for name in EXPLANATION_COLUMNS] == [None] * 4
+    assert all(row["content_share"] is not None and row["reasons"] for row in rows[2:])
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"diversity": 0.6},
+        {"filter": {"brand": "a"}},
+        {"filter": {"genres": ["space", "garden"], "price": {"min": 1, "max": 8}}},
+        {"filter": {"price": [2, 5.0, 7]}, "diversity": 1.0, "explain": True},
+    ],
+)
+def test_filter_and_diversity_are_those_of_requests(
+    small: Small, tmp_path: Path, wish: dict[str, Any]
+) -> None:
+    recommender = Recommender.load(small.path)
+    users = 0
+    for part in (0, 1):
+        table = score_part(small, tmp_path / "out", part, k=4, **wish).to_pylist()
+        for user_id in small.histories.user_ids[3 * part : 3 + 4 * part]:
+            (answer,) = recommender.recommend([{"user_id": user_id, "k": 4, **wish}])
+            rows = [row for row in table if row["user_id"] == user_id]
+            entries = answer["recommendations"]
+            assert [row["item_id"] for row in rows] == [entry["item_id"] for entry in entries]
+            scores = [entry["score"] for entry in entries]
+            assert [row["score"] for row in rows] == pytest.approx(scores, rel=1e-5)
+            users += 1
+    assert users == 7
+
+
+def test_a_part_counts_the_rows_that_a_filter_leaves(small: Small, tmp_path: Path) -> None:
+    score_part(small, tmp_path / "out", k=50, filter={"price": {"max": 4}})
+    counts = finished_parts(str(tmp_path / "out"), ["part-00000.parquet"])["part-00000.parquet"]
+    # Items 2 to 6 have prices 0 to 4.
+    history = small.histories
+    expected = 0
+    for row in range(3):
+        events = slice(history.offsets[row], history.offsets[row + 1])
+        expected += len(set(range(2, 7)) - {*history.item_index[events].tolist()})
+    assert counts["rows"] == counts["expected_rows"] == expected
 
 
 @pytest.mark.ray

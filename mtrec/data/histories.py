@@ -159,6 +159,11 @@ class Histories:
         """Keep the events of earlier splits: what may be known when `split` is evaluated."""
         return self.select(self.split < SPLITS.index(split))
 
+    def latest(self, length: int) -> Self:
+        """Keep each user's latest events, `length` at most."""
+        starts, _ = last_windows(self, length)
+        return self.select(np.arange(self.num_events) >= starts[self.event_user])
+
     def rows(self, users: Sequence[int] | NDArray[np.int64]) -> Self:
         """Keep the users at these positions, in this order."""
         chosen = np.asarray(users, dtype=np.int64)

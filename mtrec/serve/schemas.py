@@ -132,7 +132,8 @@ class Reason(TypedDict):
 
     item_id: str | int
     effect: float
-    """How much the recommendation's log-probability falls without it; above 0."""
+    """How much the recommendation's log-probability, among all that may be listed, falls without
+    it; above 0."""
     similarity: float
     """Cosine of the two items' content, in [-1, 1]."""
 

@@ -157,3 +157,14 @@ def test_unmet_are_the_items_of_no_event():
     histories = make([3, 2])
     histories.item_index[:] = [1, 4, 2, 4, 6]
     assert np.flatnonzero(unmet_items(histories, 8)).tolist() == [3, 5, 7]
+
+
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_the_latest_events_of_each_user_are_kept(length):
+    histories = make([3, 0, 1, 5])
+    latest = histories.latest(length)
+    assert len(latest) == 4
+    for user in range(4):
+        whole = slice(histories.offsets[user], histories.offsets[user + 1])
+        part = slice(latest.offsets[user], latest.offsets[user + 1])
+        np.testing.assert_array_equal(latest.timestamp[part], histories.timestamp[whole][-length:])
