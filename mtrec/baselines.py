@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from mtrec import metrics
 from mtrec.config import Candidates
 from mtrec.data.histories import SPLITS, Histories, unmet_items
+from mtrec.ials import ImplicitFactors
 from mtrec.itemitem import interaction_matrix, inverse_of
 
 Settings = Mapping[str, float]
@@ -151,12 +152,14 @@ def fit_ranking(
             fitted = Ease(histories, num_items, settings["reg"])
         case "ials":
             fitted = Ials(
-                histories,
-                num_items,
-                factors=int(settings["factors"]),
-                alpha=settings["alpha"],
-                reg=settings["reg"],
-                seed=seed,
+                fit_ials(
+                    histories,
+                    num_items,
+                    factors=int(settings["factors"]),
+                    alpha=settings["alpha"],
+                    reg=settings["reg"],
+                    seed=seed,
+                )
             )
         case "slim":
             fitted = Slim(histories, num_items, l1=settings["l1"], l2=settings["l2"])
@@ -578,57 +581,49 @@ class Bpr:
         return np.asarray(users @ self._model.item_factors.T, np.float32)
 
 
-class Ials:
-    """Matrix factorisation of implicit feedback by alternating least squares (Hu et al. 2008).
+def fit_ials(
+    histories: Histories,
+    num_items: int,
+    *,
+    factors: int,
+    alpha: float,
+    reg: float,
+    seed: int,
+    iterations: int = 15,
+) -> ImplicitFactors:
+    """Factorise implicit feedback by alternating least squares (Hu et al. 2008).
 
     Minimises sum_ui c_ui (p_ui - x_u'y_i)^2 + reg (|X|^2 + |Y|^2), c = alpha where a user touched
-    an item and 1 elsewhere; `implicit` does the work. A user's vector is solved for from its
-    history, so users need not be among those it was fitted on.
+    an item and 1 elsewhere; `implicit` does the work.
     """
+    # The library knows the old SciPy class. It warns unless BLAS runs on one thread: its own
+    # threads share the work.
+    matrix = sparse.csr_matrix(interaction_matrix(histories, num_items))
+    with threadpool_limits(1, "blas"):
+        model = AlternatingLeastSquares(
+            factors=factors,
+            alpha=alpha,
+            regularization=reg,
+            iterations=iterations,
+            num_threads=_NUM_THREADS,
+            random_state=seed,
+        )
+        model.fit(matrix, show_progress=False)
+    items = np.array(model.item_factors, np.float32)
+    # The library leaves them at their random start where nobody has met an item.
+    items[np.bincount(matrix.indices, minlength=num_items) == 0] = 0.0
+    return ImplicitFactors.of(items, alpha=alpha, reg=reg)
 
-    def __init__(
-        self,
-        histories: Histories,
-        num_items: int,
-        *,
-        factors: int,
-        alpha: float,
-        reg: float,
-        seed: int,
-        iterations: int = 15,
-    ) -> None:
-        self._num_items = num_items
-        # The library warns unless BLAS runs on one thread: its own threads share the work.
-        with threadpool_limits(1, "blas"):
-            self._model = AlternatingLeastSquares(
-                factors=factors,
-                alpha=alpha,
-                regularization=reg,
-                iterations=iterations,
-                num_threads=_NUM_THREADS,
-                random_state=seed,
-            )
-            self._model.fit(self._matrix(histories), show_progress=False)
 
-    @property
-    def items(self) -> NDArray[np.float32]:
-        """The items' factors, (N, F); about zeros for items without an event."""
-        return np.asarray(self._model.item_factors)
+class Ials:
+    """Inner products of iALS' items and of users that are solved for from their histories."""
 
-    def users(self, histories: Histories) -> NDArray[np.float32]:
-        """Solve for the factors of users from their histories: (B, F)."""
-        with threadpool_limits(1, "blas"):
-            found = self._model.recalculate_user(np.arange(len(histories)), self._matrix(histories))
-        return np.asarray(found)
+    def __init__(self, factors: ImplicitFactors) -> None:
+        self._factors = factors
 
     def score_users(self, histories: Histories) -> Scores:
-        """Give (B, N) inner products of users, solved for from their histories, and items."""
-        with threadpool_limits(1, "blas"):
-            return np.asarray(self.users(histories) @ self.items.T, np.float32)
-
-    def _matrix(self, histories: Histories) -> sparse.csr_matrix:
-        """Give the matrix in the old SciPy class, the one that `implicit` knows."""
-        return sparse.csr_matrix(interaction_matrix(histories, self._num_items))
+        """Give (B, N) inner products."""
+        return self._factors.scores(histories)
 
 
 class TextNearest:
@@ -670,7 +665,9 @@ class IalsText:
         ridge: float,
         seed: int,
     ) -> None:
-        self._ials = Ials(histories, len(text), factors=factors, alpha=alpha, reg=reg, seed=seed)
+        self._ials = fit_ials(
+            histories, len(text), factors=factors, alpha=alpha, reg=reg, seed=seed
+        )
         self._items = self._ials.items.astype(np.float64)
         has_text = text.any(axis=1)
         is_unmet = unmet_items(histories, len(text))

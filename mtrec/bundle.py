@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +30,8 @@ from mtrec.data.dataset import history_files, read_table
 from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import Histories
 from mtrec.errors import ArtifactError, ConfigError
+from mtrec.factors import Factors, FactorTerm
+from mtrec.ials import ImplicitFactors
 from mtrec.itemitem import ItemItem
 from mtrec.localcopy import local_files
 from mtrec.model.network import ModelSizes, MultiTaskModel, build_model
@@ -99,6 +101,8 @@ class Bundle:
         model: on the CPU, in evaluation mode.
         vectors: what the model gives for the catalogue.
         item_item: the sparse part of retrieval; None: there is none.
+        ials: the low-rank part of retrieval; None: there is none.
+        factors: the factorised part of the ranking tasks; None: there is none.
         users: what answers by user id.
         popular: (N,) int64, kept events per item.
         metrics: validation values of the exported epoch.
@@ -116,6 +120,8 @@ class Bundle:
     model: MultiTaskModel
     vectors: ItemArrays
     item_item: ItemItem | None
+    ials: ImplicitFactors | None
+    factors: FactorTerm | None
     users: UserStore
     popular: NDArray[np.int64]
     metrics: dict[str, Any]
@@ -133,6 +139,8 @@ def save_bundle(
     dataset: str,
     vectors: ItemArrays,
     item_item: ItemItem | None = None,
+    ials: ImplicitFactors | None = None,
+    factors: FactorTerm | None = None,
     user_text: NDArray[np.floating] | None = None,
     social: SocialRows | None = None,
     encoder: EncoderInfo | None = None,
@@ -152,6 +160,8 @@ def save_bundle(
         dataset: folder or URI of the dataset; its items, users and all kept events go in.
         vectors: what the model gives for the catalogue, and the items' text vectors.
         item_item: the sparse part of retrieval.
+        ials: the low-rank part of retrieval.
+        factors: the factorised part of the ranking tasks.
         user_text: (U, W), one row for each row of the dataset's users, zeros where a user has no
             text; None: users have no text.
         social: links between the dataset's users and their social vectors, for a social task.
@@ -187,9 +197,14 @@ def save_bundle(
             if vectors.text is not None:
                 text = np.asarray(vectors.text, np.float16)
                 np.save(os.path.join(folder, "item_text.npy"), text, allow_pickle=False)
-            for name, array in item_item.to_arrays().items() if item_item is not None else ():
-                place = os.path.join(folder, f"item_item_{name}.npy")
-                np.save(place, array, allow_pickle=False)
+            for prefix, part in (
+                ("item_item", item_item),
+                ("ials", ials),
+                ("factors", factors.factors if factors is not None else None),
+            ):
+                for name, array in part.to_arrays().items() if part is not None else ():
+                    place = os.path.join(folder, f"{prefix}_{name}.npy")
+                    np.save(place, array, allow_pickle=False)
             pq.write_table(items, os.path.join(folder, "items.parquet"))
             pq.write_table(_popular(histories, items), os.path.join(folder, "popular.parquet"))
             build_user_store(
@@ -197,7 +212,10 @@ def save_bundle(
                 histories,
                 read_table(storage.join(dataset, "users.parquet")),
                 transform,
-                max_events=config.model.history.length,
+                max_events=max(
+                    config.model.history.length,
+                    config.model.factors.length if config.model.factors is not None else 0,
+                ),
                 text=user_text,
                 social=social,
             )
@@ -212,6 +230,7 @@ def save_bundle(
                 ("config.json", description),
                 ("transform.json", transform.to_json()),
                 ("metrics.json", dict(metrics or {})),
+                *_factors_tree(factors),
             ):
                 storage.write_json(os.path.join(folder, name), tree)
             if not local:
@@ -311,6 +330,23 @@ def _read(folder: str, place: str) -> Bundle:
         item_item = ItemItem.from_arrays(
             {name: array(f"item_item_{name}.npy") for name in names}, sizes.num_items
         )
+    ials = None
+    if os.path.exists(os.path.join(folder, "ials_items.npy")):
+        ials = ImplicitFactors.from_arrays(
+            {name: array(f"ials_{name}.npy") for name in ("items", "settings")}, sizes.num_items
+        )
+    factors = None
+    if os.path.exists(os.path.join(folder, "factors.json")):
+        joined = tree("factors.json")
+        factors = FactorTerm(
+            Factors.from_arrays(
+                {part.name: array(f"factors_{part.name}.npy") for part in fields(Factors)},
+                sizes.num_items,
+            ),
+            joined["column"],
+            joined["length"],
+            {task: np.array(weights, np.float64) for task, weights in joined["weights"].items()},
+        )
     shape = (sizes.num_items, config.model.embedding_dim)
     if (content.shape, collaborative.shape, bias.shape) != (shape, shape, shape[:1]) or len(
         ids
@@ -333,12 +369,22 @@ def _read(folder: str, place: str) -> Bundle:
         model=model,
         vectors=ItemArrays(content, collaborative, bias, text),
         item_item=item_item,
+        ials=ials,
+        factors=factors,
         users=UserStore(os.path.join(folder, "users")),
         popular=popular,
         metrics=tree("metrics.json"),
         fitted_on=description["fitted_on"],
         created=description["created"],
     )
+
+
+def _factors_tree(factors: FactorTerm | None) -> list[tuple[str, Any]]:
+    if factors is None:
+        return []
+    weights = {task: values.tolist() for task, values in factors.weights.items()}
+    tree = {"column": factors.column, "length": factors.length, "weights": weights}
+    return [("factors.json", tree)]
 
 
 def _unreadable(place: str, error: Exception) -> ArtifactError:

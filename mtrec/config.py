@@ -561,6 +561,44 @@ class ItemItemTerm(_Section):
     """Larger catalogues are fitted without it, aloud: its cost grows with their square."""
 
 
+class IalsSettings(_Section):
+    factors: int = Field(32, ge=1, le=1024)
+    """Numbers of an item."""
+    alpha: float = Field(5.0, gt=0.0)
+    """Confidence of a pair that met; one that did not has 1."""
+    reg: float = Field(30.0, gt=0.0)
+    """The ridge; a higher alpha wants a higher one."""
+
+
+class IalsTerm(_Section):
+    tried: list[IalsSettings] = Field(
+        [
+            IalsSettings(factors=32, alpha=5.0, reg=30.0),
+            IalsSettings(factors=128, alpha=20.0, reg=60.0),
+        ],
+        min_length=1,
+    )
+    """Settings that are tried on validation."""
+    scales: list[Annotated[float, Field(gt=0.0)]] = Field([1.0, 2.0, 4.0, 8.0, 16.0], min_length=1)
+    """Factors from its scores to logits that are tried on validation, besides leaving it out."""
+
+
+class FactorsTerm(_Section):
+    column: str
+    """Number column of the interactions that users and items are factorised by, such as rating."""
+    rank: int = Field(16, ge=1, le=256)
+    """Factors of a user and of an item."""
+    draws: int = Field(32, ge=1)
+    """Draws of the items' vectors that are kept; a bundle grows by 4 bytes x draws x rank an item.
+    """
+    burn_in: int = Field(20, ge=0)
+    """Sweeps of the sampler before the first draw that is kept."""
+    length: int = Field(1000, ge=1)
+    """The latest events of a user that are read, whatever the network sees of them."""
+    thin: int = Field(4, ge=1)
+    """Sweeps from one draw that is kept to the next."""
+
+
 class ModelConfig(_Section):
     embedding_dim: int = Field(64, ge=4, le=1024)
     """Width of user and item vectors."""
@@ -576,6 +614,10 @@ class ModelConfig(_Section):
     """What the ranking tasks share: one stack of layers, MMoE or PLE."""
     item_item: ItemItemTerm | None = None
     """Add an item-item term (EASE) to the retrieval logits: for data whose order means nothing."""
+    ials: IalsTerm | None = None
+    """Add factors of implicit feedback (iALS) to the retrieval logits, beside `item_item`."""
+    factors: FactorsTerm | None = None
+    """Add Bayesian matrix factorisation to the ranking tasks: where users say a number of items."""
     w_content: float = Field(0.2, ge=0.0)
     """Weight of the content-only retrieval loss."""
     w_collaborative: float = Field(0.2, ge=0.0)
@@ -802,6 +844,8 @@ def _problems(config: Config) -> Iterator[str]:
     columns = config.data.interactions.columns
     for task in label_tasks(config.tasks):
         yield from _check_label(f"tasks.{task.name}.label", task.label, columns)
+    if config.model.factors is not None:
+        yield from _check_factors(config.model.factors, columns)
     weighable = [task.name for task in config.tasks if task.kind != "social"]
     for name in config.score.weights:
         if name not in weighable:
@@ -874,6 +918,18 @@ def _check_social(config: Config) -> Iterator[str]:
         yield (
             "data.social is read by a task of kind social only: add "
             "{name: friends, kind: social} to tasks, or leave data.social out"
+        )
+
+
+def _check_factors(term: FactorsTerm, columns: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the column that is factorised."""
+    numbers = sorted(
+        name for name, value in columns.items() if value.kind == "number" and not value.context
+    )
+    if term.column not in numbers:
+        yield (
+            f'model.factors.column: "{term.column}" is no number column of '
+            f"data.interactions.columns that users say of items; there are {numbers}"
         )
 
 

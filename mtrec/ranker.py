@@ -52,24 +52,31 @@ class Crowd:
 
     Attributes:
         states: what the model makes of their histories.
+        vectors: (B, D + K) float32, what the index searches with: the model's vectors and, where
+            the bundle has them, those of iALS.
         is_cold: (B,) bool: nothing is known of the user, who shall get what is popular.
         exclude: B arrays of positions that must not be listed.
         added: (B, N) float32, what the items they met add to their logits; None: nothing.
+        events: what the factorised part of the ranking tasks reads; None: there is none.
     """
 
     states: UserStates
+    vectors: NDArray[np.float32]
     is_cold: NDArray[np.bool_]
     exclude: Sequence[NDArray[np.integer]]
     added: sparse.csr_array | None = None
+    events: Histories | None = None
 
     def rows(self, index: Sequence[int]) -> "Crowd":
         """Give the users at these positions."""
         chosen = torch.tensor(index, device=self.states.vector.device)
         return Crowd(
             self.states.at(chosen),
+            self.vectors[np.asarray(index)],
             self.is_cold[np.asarray(index)],
             [self.exclude[at] for at in index],
             self.added[np.asarray(index)] if self.added is not None else None,
+            self.events.rows(index) if self.events is not None else None,
         )
 
 
@@ -145,7 +152,12 @@ class Ranker:
                 for values in (arrays.content, arrays.collaborative, arrays.bias)
             )
         )
-        self._index = ExactIndex(arrays.content, arrays.collaborative, arrays.bias, device=device)
+        self._content, self._collaborative = arrays.content, arrays.collaborative
+        if bundle.ials is not None:
+            wide = bundle.ials.items
+            self._content = np.concatenate([self._content, np.zeros_like(wide)], axis=1)
+            self._collaborative = np.concatenate([self._collaborative, wide], axis=1)
+        self._index = ExactIndex(self._content, self._collaborative, arrays.bias, device=device)
         self._by_popularity = np.lexsort((self._tie_rank, -bundle.popular))
         # In a catalogue without any content, what behaviour taught tells what is alike.
         self.likeness = arrays.content if arrays.content.any() else arrays.collaborative
@@ -153,7 +165,7 @@ class Ranker:
             values[NUM_SPECIAL:].mean(axis=0, dtype=np.float64)
             if len(values) > NUM_SPECIAL
             else np.zeros(values.shape[1])
-            for values in (arrays.content, arrays.collaborative)
+            for values in (self._content, self._collaborative)
         )
 
     @property
@@ -184,7 +196,10 @@ class Ranker:
         is_cold = (np.diff(histories.offsets) == 0) & ~users.is_known
         item_item = self.bundle.item_item
         added = item_item.scores(histories) if item_item is not None else None
-        return Crowd(self._states(histories, users), is_cold, exclude[: len(users)], added)
+        events = histories if self.bundle.factors is not None else None
+        states = self._states(histories, users)
+        vectors = self._vectors_of(states, histories)
+        return Crowd(states, vectors, is_cold, exclude[: len(users)], added, events)
 
     def rank(self, crowd: Crowd, wish: Wish, context: PairContext | None = None) -> RankedLists:
         """Retrieve, predict, blend, diversify, sort: from user states to lists.
@@ -203,7 +218,7 @@ class Ranker:
         )
         tasks: dict[str, NDArray[np.float64]] = {}
         if blends_ranking:
-            tasks = self._predict(crowd.states, item_index, context)
+            tasks = self._predict(crowd, item_index, context)
         score = self._blend(retrieval, tasks, wish.weights)
         keep = self._choose(item_index, score, wish)
         item_index = np.take_along_axis(item_index, keep, axis=1)
@@ -215,7 +230,7 @@ class Ranker:
                 name: np.take_along_axis(values, keep, axis=1) for name, values in tasks.items()
             }
         elif wish.with_tasks:
-            tasks = self._predict(crowd.states, item_index, context)
+            tasks = self._predict(crowd, item_index, context)
         missing = wish.k - item_index.shape[1]
         is_empty = item_index < 0
 
@@ -237,19 +252,18 @@ class Ranker:
         if crowd.is_cold.any():
             retrieval = self._popularity(item_index, crowd.exclude)
         else:
-            vectors = crowd.states.vector.cpu().numpy()
-            found = self._index.search(vectors, 1, exclude=crowd.exclude, added=crowd.added)
+            found = self._index.search(crowd.vectors, 1, exclude=crowd.exclude, added=crowd.added)
             best = found.max_logit
             best = np.where(np.isnan(best), np.inf, best)
-            logits = self._index.logits(vectors, item_index, crowd.added)
+            logits = self._index.logits(crowd.vectors, item_index, crowd.added)
             retrieval = retrieval_unit(logits, best[:, None])
-        tasks = self._predict(crowd.states, item_index, context)
+        tasks = self._predict(crowd, item_index, context)
         score = self._blend(retrieval, tasks, wish.weights)
         return RankedLists(item_index.astype(np.int32), score, retrieval, tasks)
 
     def predict_pairs(
         self,
-        states: UserStates,
+        crowd: Crowd,
         rows: NDArray[np.integer],
         item_index: NDArray[np.integer],
         context: PairContext | None = None,
@@ -257,7 +271,7 @@ class Ranker:
         """Predict every ranking task for P pairs: {task: (P,) float32}.
 
         Args:
-            states: of B users.
+            crowd: B users.
             rows: (P,) positions of users.
             item_index: (P,) positions of items; 1 is an item outside the catalogue.
             context: P rows; by default nothing is known.
@@ -273,9 +287,14 @@ class Ranker:
                     for values in (rows, item_index)
                 )
                 inputs = self._context_inputs(context or PairContext(), part)
-                logits = self._model.rank(states.at(user), item, self._vectors, inputs)
+                logits = self._model.rank(crowd.states.at(user), item, self._vectors, inputs)
                 for name, values in self._model.predict(logits).items():
                     predictions[name][part] = values.cpu().numpy()
+        term = self.bundle.factors
+        if term is not None and crowd.events is not None:
+            said = term.said(crowd.events, rows, item_index)
+            for task in self.ranking_tasks:
+                predictions[task.name] = term.join(task, predictions[task.name], said)
         return predictions
 
     def content_share(
@@ -290,10 +309,9 @@ class Ranker:
         |content| / (|content| + |collaborative|); 0.5 where both are 0. What the user's items add
         to the logits, (N,), is collaborative.
         """
-        arrays = self.bundle.vectors
         wide = user.astype(np.float64)
-        content = np.abs((arrays.content[item_index] - self._mean_content) @ wide)
-        collaborative = (arrays.collaborative[item_index] - self._mean_collaborative) @ wide
+        content = np.abs((self._content[item_index] - self._mean_content) @ wide)
+        collaborative = (self._collaborative[item_index] - self._mean_collaborative) @ wide
         if added is not None:
             collaborative += added[item_index] - added[NUM_SPECIAL:].mean(dtype=np.float64)
         collaborative = np.abs(collaborative)
@@ -354,7 +372,8 @@ class Ranker:
         states = self._states(variants, users, np.full(len(variants), row))
         item_item = self.bundle.item_item
         added = item_item.scores(variants) if item_item is not None else None
-        shares = self._index.log_shares(states.vector.cpu().numpy(), item_index, added)
+        vectors = self._vectors_of(states, variants)
+        shares = self._index.log_shares(vectors, item_index, added)
         return items, shares[0] - shares[1:]
 
     # ---- steps ----------------------------------------------------------------------------------
@@ -397,13 +416,19 @@ class Ranker:
             )
         return states
 
+    def _vectors_of(self, states: UserStates, histories: Histories) -> NDArray[np.float32]:
+        """Give what the index searches with, for B users: (B, D + K)."""
+        vectors: NDArray[np.float32] = states.vector.cpu().numpy()
+        if self.bundle.ials is None:
+            return vectors
+        return np.concatenate([vectors, self.bundle.ials.users(histories)], axis=1)
+
     def _candidates(
         self, crowd: Crowd, width: int, allowed: NDArray[np.bool_] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Give positions (B, width), -1 for none, and their retrieval numbers in [0, 1]."""
-        vectors = crowd.states.vector.cpu().numpy()
         found = self._index.search(
-            vectors, width, exclude=crowd.exclude, allowed=allowed, added=crowd.added
+            crowd.vectors, width, exclude=crowd.exclude, allowed=allowed, added=crowd.added
         )
         item_index = found.item_index.astype(np.int64)
         retrieval = retrieval_unit(found.logit, found.max_logit[:, None])
@@ -437,7 +462,7 @@ class Ranker:
         return np.pad(best, (0, count - len(best)), constant_values=-1)
 
     def _predict(
-        self, states: UserStates, item_index: NDArray[np.int64], context: PairContext | None
+        self, crowd: Crowd, item_index: NDArray[np.int64], context: PairContext | None
     ) -> dict[str, NDArray[np.float64]]:
         """Predict the ranking tasks of (B, C) items, -1 for none: {task: (B, C)}."""
         num_users, width = item_index.shape
@@ -447,7 +472,7 @@ class Ranker:
                 {name: np.repeat(values, width) for name, values in context.numbers.items()},
                 {name: np.repeat(values, width) for name, values in context.categories.items()},
             )
-        found = self.predict_pairs(states, rows, np.maximum(item_index, 0).ravel(), context)
+        found = self.predict_pairs(crowd, rows, np.maximum(item_index, 0).ravel(), context)
         return {
             name: values.astype(np.float64).reshape(item_index.shape)
             for name, values in found.items()

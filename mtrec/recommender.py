@@ -362,7 +362,7 @@ class Recommender:
         """
         users = self.user_rows(histories.user_ids.tolist()) if users is None else users
         crowd = self._ranker.crowd(histories, users)
-        return self._ranker.predict_pairs(crowd.states, rows, item_index, context)
+        return self._ranker.predict_pairs(crowd, rows, item_index, context)
 
     # ---- steps ----------------------------------------------------------------------------------
 
@@ -435,7 +435,7 @@ class Recommender:
             return
         places = item_index[item_index >= 0]
         added = one.added[[0]].toarray()[0] if one.added is not None else None
-        vector = one.states.vector[0].cpu().numpy()
+        vector = one.vectors[0]
         share = self._ranker.content_share(vector, places, added)
         told, effect = self._ranker.influence(known.histories, known.users, at, places)
         vectors = self._ranker.likeness

@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,31 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from mtrec import storage
+from mtrec.baselines import fit_ials
 from mtrec.bundle import EncoderInfo, ItemArrays, save_bundle
+from mtrec.catalogue import NUM_SPECIAL
 from mtrec.config import Config
 from mtrec.configfile import parse_config
 from mtrec.data.dataset import read_table
 from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import SPLITS
 from mtrec.errors import ArtifactError
+from mtrec.factors import Factors, FactorTerm, fit_factors
+from mtrec.ials import ImplicitFactors
 from mtrec.itemitem import ItemItem, fit_ease
 from mtrec.model.batches import TrainingData
 from mtrec.model.fit import TrainState, start_state, train_epoch
 from mtrec.model.loading import load_training_data, open_store, text_rows
 from mtrec.model.network import MultiTaskModel, build_model
 from mtrec.model.towers import ItemVectors
-from mtrec.model.validation import choose_item_item, monitored, social_vectors, validate
+from mtrec.model.validation import (
+    choose_ials,
+    choose_item_item,
+    join_factors,
+    monitored,
+    social_vectors,
+    validate,
+)
 from mtrec.progress import follow
 from mtrec.rayrun import cluster_cpus, cluster_gpus, find_cause
 from mtrec.runlog import configure_logging, event
@@ -42,6 +54,8 @@ from mtrec.userstore import SocialRows
 
 logger = logging.getLogger("mtrec.train")
 _STATE = "state.pt"
+# Seconds between two lines about a factorisation that takes long.
+_SAY_S = 10.0
 # Where Ray Train lists the checkpoints of a run.
 _LIST = "checkpoint_manager_snapshot.json"
 
@@ -305,7 +319,8 @@ def _export(
     model = build_model(config.model, config.tasks, data.sizes)
     model.load_state_dict(state["export"])
     model.eval()
-    item_item = _item_item(config, state, data, dataset=dataset, embeddings=embeddings)
+    item_item, ials = _retrieval_terms(config, state, data, dataset=dataset, embeddings=embeddings)
+    factors = _factors(config, state, data, dataset=dataset, embeddings=embeddings)
     with torch.no_grad():
         vectors = model.encode_items(data.items, data.trained)
     store = open_store(config, embeddings)
@@ -330,6 +345,8 @@ def _export(
             text=data.items.text.numpy() if data.sizes.items.text_width else None,
         ),
         item_item=item_item,
+        ials=ials,
+        factors=factors,
         user_text=(
             text_rows(store, users.column("text"), shift=0)
             if store is not None and data.sizes.users.text_width
@@ -376,33 +393,108 @@ def _social_rows(
     return SocialRows(everything.social.graph.links, found)
 
 
-def _item_item(
+def _retrieval_terms(
     config: Config,
     state: dict[str, Any],
     data: TrainingData,
     *,
     dataset: str,
     embeddings: str,
-) -> ItemItem | None:
-    """Fit the item-item term on the events that the model was fitted on, scaled by validation."""
-    term = config.model.item_item
-    if term is None:
-        return None
-    size = data.sizes.num_items
-    if size - 2 > term.max_items:
+) -> tuple[ItemItem | None, ImplicitFactors | None]:
+    """Fit what is added to the logits on the events that the model was fitted on.
+
+    Validation chooses settings and scales.
+    """
+    item_term, size = config.model.item_item, data.sizes.num_items
+    if item_term is not None and size - NUM_SPECIAL > item_term.max_items:
         logger.warning(
             "model.item_item was left out: the catalogue has %d items, more than "
             "model.item_item.max_items = %d",
-            size - 2,
-            term.max_items,
+            size - NUM_SPECIAL,
+            item_term.max_items,
         )
-        return None
+        item_term = None
+    if item_term is None and config.model.ials is None:
+        return None, None
     known, held_out = load_training_data(config, dataset=dataset, embeddings=embeddings)
     model = build_model(config.model, config.tasks, known.sizes)
     model.load_state_dict(state.get("validated", state["export"]))
-    item_item, chosen = choose_item_item(model, config, known, held_out)
-    event(logger, "train.item_item", **chosen)
-    if item_item is None or known.train.num_events == data.train.num_events:
-        return item_item
-    refitted = fit_ease(data.train, size, reg=chosen["reg"], top=term.top)
-    return refitted.scaled(chosen["scale"])
+    is_again = known.train.num_events != data.train.num_events
+    item_item, ials = None, None
+    of_items: dict[str, float] = {}
+    if item_term is not None:
+        item_item, of_items = choose_item_item(model, config, known, held_out)
+        event(logger, "train.item_item", **of_items)
+    if config.model.ials is not None:
+        ials, item_item, chosen = choose_ials(model, config, known, held_out, item_item)
+        event(logger, "train.ials", **chosen)
+        of_items["scale"] = of_items.get("scale", 0.0) * chosen["item_item"]
+        if ials is not None and is_again:
+            refit = fit_ials(
+                data.train,
+                size,
+                factors=int(chosen["factors"]),
+                alpha=chosen["alpha"],
+                reg=chosen["reg"],
+                seed=config.run.seed,
+            )
+            ials = refit.scaled(chosen["scale"])
+    if item_term is not None and item_item is not None and is_again:
+        refitted = fit_ease(data.train, size, reg=of_items["reg"], top=item_term.top)
+        item_item = refitted.scaled(of_items["scale"])
+    return item_item, ials
+
+
+def _factors(
+    config: Config,
+    state: dict[str, Any],
+    data: TrainingData,
+    *,
+    dataset: str,
+    embeddings: str,
+) -> FactorTerm | None:
+    """Factorise the events that the model was fitted on; how it joins is chosen by validation."""
+    if config.model.factors is None:
+        return None
+    known, held_out = load_training_data(config, dataset=dataset, embeddings=embeddings)
+    factors = _fit_factors(config, known)
+    if factors is None:
+        logger.warning(
+            'model.factors was left out: no training event has a value of "%s"',
+            config.model.factors.column,
+        )
+        return None
+    model = build_model(config.model, config.tasks, known.sizes)
+    model.load_state_dict(state.get("validated", state["export"]))
+    term, figures = join_factors(model, config, known, held_out, factors)
+    event(logger, "train.factors", joined=",".join(term.weights) or "no task", **figures)
+    if known.train.num_events == data.train.num_events:
+        return term
+    refitted = _fit_factors(config, data)
+    assert refitted is not None, "more events than before"
+    return replace(term, factors=refitted)
+
+
+def _fit_factors(config: Config, data: TrainingData) -> Factors | None:
+    """Draw item vectors from the training events, saying now and then how far that is."""
+    term = config.model.factors
+    assert term is not None, "a configuration with factors"
+    said = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > _SAY_S:
+            said = time.monotonic()
+            event(logger, "train.factors", sweep=done, sweeps=total)
+
+    return fit_factors(
+        data.train,
+        data.train.numbers[term.column],
+        data.sizes.num_items,
+        rank=term.rank,
+        draws=term.draws,
+        burn_in=term.burn_in,
+        thin=term.thin,
+        seed=config.run.seed,
+        on_sweep=show,
+    )

@@ -21,7 +21,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     1: ("config", "configfile"),
     2: (
         *("data.", "text.", "model.", "serve."),
-        *("index", "userstore", "rerank", "metrics", "itemitem", "friends"),
+        *("index", "userstore", "rerank", "metrics", "itemitem", "friends", "factors", "ials"),
         *("baselines", "report"),
         *("comparison", "charts", "report_page"),
         *("query", "catalogue", "folds", "harm"),

@@ -234,7 +234,7 @@ def test_ials_users_solve_the_normal_equations_of_their_history() -> None:
     histories = _random_histories(50, 20)
     settings = {"factors": 6, "alpha": 8.0, "reg": 2.0}
     model = fit_ranking("ials", histories, 22, seed=0, settings=settings)
-    y = model._fitted._model.item_factors.astype(np.float64)
+    y = model._fitted._factors.items.astype(np.float64)
     for user, touched in enumerate(_dense(histories, 22)[:5]):
         confidence = np.where(touched > 0, 8.0, 1.0)
         left = (y * confidence[:, None]).T @ y + 2.0 * np.eye(6)
@@ -265,7 +265,7 @@ def test_ials_reaches_the_loss_of_a_dense_alternating_oracle() -> None:
     for _ in range(60):
         x = solve(y, c, p)
         y = solve(x, c.T, p.T)
-    item = model._fitted._model.item_factors.astype(np.float64)
+    item = model._fitted._factors.items.astype(np.float64)
     assert loss(solve(item, c, p), item) == pytest.approx(loss(x, y), rel=0.02)
 
 
@@ -298,7 +298,7 @@ def test_ials_text_tells_the_factors_of_unmet_items_from_their_texts() -> None:
     found = fit_ranking(
         "ials_text", histories, 24, seed=0, settings={**settings, "ridge": 3.0}, text=text
     )
-    y = ials._fitted._model.item_factors.astype(np.float64)
+    y = ials._fitted._factors.items.astype(np.float64)
     met = [item for item in range(2, 20) if item != 4]
     ridge = Ridge(alpha=3.0).fit(text[met], y[met])
     expected = y.copy()

@@ -139,3 +139,12 @@ def test_defaults_are_valid_where_they_stand() -> None:
     defaults = Config.model_validate(tree())
 
     assert parse_config(defaults.model_dump(mode="json")) == defaults
+
+
+def test_only_what_users_say_of_items_is_factorised() -> None:
+    broken = tree()
+    columns = broken["data"]["interactions"].setdefault("columns", {})
+    columns["price"] = {"kind": "number", "context": True}
+    broken["model"] = {"factors": {"column": "price"}}
+    with pytest.raises(ConfigError, match=r'factors.column: "price" is no number column'):
+        parse_config(broken)

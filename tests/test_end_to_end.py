@@ -49,7 +49,7 @@ def _with_test_event(histories: Histories, item_index: np.ndarray) -> Histories:
 def set_run(
     plant: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory, ray_local: None
 ) -> tuple[Config, Path]:
-    """Run the chain with the set encoder, an item-item term, friends and a refit."""
+    """Run the chain with the set encoder, all extra terms, friends and a refit."""
     folder = tmp_path_factory.mktemp("set")
     term = {"top": 8, "reg": [5.0], "scales": [1.0, 4.0]}
     config = plant(
@@ -60,6 +60,8 @@ def set_run(
             "text_dim": 16,
             "history": {"kind": "set", "length": 30},
             "item_item": term,
+            "ials": {"tried": [{"factors": 4, "alpha": 5.0, "reg": 1.0}], "scales": [1.0, 4.0]},
+            "factors": {"column": "rating", "rank": 2, "draws": 4, "length": 9},
         },
         train={"epochs": 3, "refit": "validation"},
     )
@@ -72,6 +74,9 @@ def test_a_refitted_model_is_judged_on_test_alone(set_run: tuple[Config, Path]) 
     bundle = load_bundle(str(workdir / "bundles"))
     assert bundle.fitted_on == ["train", "validation"]
     assert bundle.item_item is not None
+    assert bundle.ials is not None
+    assert bundle.factors is not None
+    assert set(bundle.factors.weights) <= {"rating", "like"}
     report = json.loads((workdir / "report" / "report.json").read_text())
     assert report["bundle"]["fitted_on"] == ["train", "validation"]
     assert 0 < report["model"]["retrieval"]["ndcg@10"] < 1

@@ -80,7 +80,7 @@ def test_events_of_unknown_items_do_not_count(
 
 def test_padding_follows_where_a_user_runs_out_of_items(ranker: Ranker, crowd: Crowd) -> None:
     everything = np.arange(2, 14)
-    full = Crowd(crowd.states, crowd.is_cold, [everything[1:]] * len(crowd.is_cold))
+    full = Crowd(crowd.states, crowd.vectors, crowd.is_cold, [everything[1:]] * len(crowd.is_cold))
     found = ranker.rank(full, Wish(20, {"click": 1.0, "like": 1.0}))
     assert found.item_index[:, 0].tolist() == [2] * 7
     assert (found.item_index[:, 1:] == -1).all()
@@ -128,7 +128,7 @@ def test_no_users_have_no_lists(small: Small, ranker: Ranker, users: UserRows) -
 def test_pairs_get_what_lists_say(ranker: Ranker, crowd: Crowd) -> None:
     lists = ranker.rank(crowd, Wish(2, CLICK))
     rows = np.repeat(np.arange(7), 2)
-    pairs = ranker.predict_pairs(crowd.states, rows, lists.item_index.ravel())
+    pairs = ranker.predict_pairs(crowd, rows, lists.item_index.ravel())
     for task in ("stars", "like"):
         np.testing.assert_allclose(pairs[task], lists.tasks[task].ravel(), rtol=1e-5)
     assert (lists.tasks["stars"] >= 1).all() and (lists.tasks["stars"] <= 5).all()

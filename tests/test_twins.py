@@ -129,8 +129,8 @@ def test_a_social_task_has_a_twin_that_is_compared_by_its_links(
     assert entry["joint"] == pytest.approx(report["model"]["friends"]["ndcg@10"], rel=1e-6)
     bounds = report["intervals"]["model"]["friends"]["ndcg@10"]
     assert entry["joint_interval"] == pytest.approx(bounds, rel=1e-6)
-    # Each twin learns its own task alone; of retrieval that is the losses of its parts too, with
-    # weights of .2.
+    # What each twin learns is its own task alone; of retrieval that is the content's and the
+    # behaviour's losses too, with weights of .2.
     last = {
         name: json.loads(
             next((workdir / "twins" / name / "bundles").glob("*/metrics.json")).read_text()
