@@ -62,6 +62,13 @@ def test_a_changed_configuration_redoes_only_what_it_touches(copied_run: Config)
     assert list(outcome.done) == ["score"]
 
 
+def test_other_candidates_want_another_model_for_they_decide_its_epoch(copied_run: Config) -> None:
+    evaluate = copied_run.evaluate.model_copy(update={"candidates": "cold"})
+    changed = copied_run.model_copy(update={"evaluate": evaluate})
+    with pytest.raises(ArtifactError, match=r"bundle at .* was made by another configuration"):
+        run(changed, stages=["evaluate"])
+
+
 def test_speed_settings_redo_nothing(copied_run: Config) -> None:
     changed = copied_run.model_copy(
         update={
