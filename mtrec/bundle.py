@@ -212,10 +212,7 @@ def save_bundle(
                 histories,
                 read_table(storage.join(dataset, "users.parquet")),
                 transform,
-                max_events=max(
-                    config.model.history.length,
-                    config.model.factors.length if config.model.factors is not None else 0,
-                ),
+                max_events=config.model.kept_events,
                 text=user_text,
                 social=social,
             )

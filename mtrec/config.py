@@ -635,6 +635,11 @@ class ModelConfig(_Section):
     w_fused: float = Field(1.0, gt=0.0)
     """Weight of the retrieval loss of the sum of both."""
 
+    @property
+    def kept_events(self) -> int:
+        """Latest events of a user that any part of the model reads, and that a bundle keeps."""
+        return max(self.history.length, self.factors.length if self.factors is not None else 0)
+
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
         if self.history.kind == "sequence" and self.embedding_dim % self.history.num_heads:

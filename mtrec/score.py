@@ -232,7 +232,7 @@ class ScoreParts:
         # As a request by `user_id` has it: the store keeps the events that the model can see, so
         # without one of them no older one comes into sight; all that was touched stays out.
         known = histories.select(histories.item_index >= 2)
-        length = self._recommender.bundle.config.model.history.length
+        length = self._recommender.bundle.config.model.kept_events
         seen = np.split(known.item_index, known.offsets[1:-1])
         found = self._recommender.explain_lists(known.latest(length), lists, exclude=seen)
         rows: list[Explanation | None] = []
