@@ -53,6 +53,15 @@ def test_every_configuration_belongs_to_a_row() -> None:
     assert {path.stem for path in quality.CONFIGS.glob("*.yaml")} == {row.config for row in ROWS}
 
 
+@pytest.mark.parametrize(("cold", "random"), [("c2", "p3"), ("c2h", "p8")])
+def test_cold_users_ask_the_model_of_the_random_split(cold: str, random: str) -> None:
+    one, other = (load_config(quality.CONFIGS / f"{name}.yaml") for name in (cold, random))
+
+    assert one.model == other.model
+    assert one.train == other.train.model_copy(update={"refit": "no"})
+    assert one.text == other.text
+
+
 def test_rows_are_chosen_by_name_in_the_tables_order() -> None:
     assert [row.name for row in chosen_rows("p12, P3")] == ["P3", "P12"]
     assert chosen_rows(None) == list(ROWS)
