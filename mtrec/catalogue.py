@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mtrec.config import Column
+from mtrec.dataconfig import Column
 from mtrec.errors import RequestError
 from mtrec.query import clip
 from mtrec.rerank import ItemFilter

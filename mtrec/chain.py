@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtrec import storage
-from mtrec.config import Config, KFoldSplit, label_tasks, social_task
+from mtrec.config import Config, label_tasks, social_task
 from mtrec.configfile import dump_config
+from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import ArtifactError, ConfigError, MtrecError
 from mtrec.runlock import hold_workdir
 from mtrec.runlog import event

@@ -6,13 +6,10 @@ reads and writes it.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     StrictFloat,
@@ -22,15 +19,12 @@ from pydantic import (
     model_validator,
 )
 
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+from mtrec.configchecks import problems
+from mtrec.dataconfig import DataConfig, Fraction, Name, Section
+from mtrec.labels import parse_label
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class RunConfig(_Section):
+class RunConfig(Section):
     workdir: str = "runs/default"
     """Folder or URI that receives every artifact of the run."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -47,328 +41,10 @@ class RunConfig(_Section):
         return self
 
 
-# ---- data ---------------------------------------------------------------------------------------
-
-
-class Outliers(_Section):
-    method: Literal["zscore", "iqr"]
-    """`zscore`: further from the mean than `threshold` standard deviations; `iqr`: further than
-    `threshold` interquartile ranges below the first or above the third quartile. Of interactions
-    the training rows decide, of items and users all rows."""
-    threshold: float | None = Field(None, gt=0.0)
-    """Default: 3 for zscore, 1.5 for iqr."""
-    action: Literal["clip", "reject", "keep"] = "clip"
-    """`clip`: the value becomes the bound, in requests too; `reject`: the row is set aside; `keep`:
-    outliers are only counted in `dataset/report.json`."""
-
-    @property
-    def limit(self) -> float:
-        """The threshold, or its default."""
-        return self.threshold or (3.0 if self.method == "zscore" else 1.5)
-
-
-class NumberColumn(_Section):
-    kind: Literal["number"]
-    source: str | None = None
-    """Name of the column in the file; by default the same name."""
-    min: float | None = None
-    """Smallest possible value; rows below are set aside."""
-    max: float | None = None
-    """Largest possible value; rows above are set aside."""
-    missing: Literal["mean", "median", "mode", "constant", "reject", "keep"] = "mean"
-    """What an empty cell becomes: a statistic of the training rows, `constant`, a set-aside row,
-    or `keep` (it stays missing; for labels)."""
-    constant: float = 0.0
-    """The value for `missing: constant`."""
-    outliers: Outliers | None = None
-    """What is done with extreme values; by default nothing."""
-    scale: Literal["standard", "minmax", "none"] = "standard"
-    """How the value enters the model; fitted on training rows, after outliers and missing values.
-    """
-    context: bool = False
-    """Interactions only: known when the recommendation is asked for (time, place, device)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "NumberColumn":
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min {self.min:g} is above max {self.max:g}: no row could be kept")
-        return self
-
-
-class CategoryColumn(_Section):
-    kind: Literal["category"]
-    source: str | None = None
-    """Name of the column in the file; by default the same name."""
-    missing: Literal["category", "mode", "constant", "reject"] = "category"
-    """What an empty cell becomes: a category of its own, the most frequent one, `constant`, or a
-    set-aside row."""
-    constant: str = ""
-    """The value for `missing: constant`."""
-    min_count: int = Field(1, ge=1)
-    """Categories seen fewer times in training count as unknown."""
-    context: bool = False
-    """Interactions only: known when the recommendation is asked for (time, place, device)."""
-
-
-class CategoriesColumn(_Section):
-    kind: Literal["categories"]
-    source: str | None = None
-    """Name of the column in the file; by default the same name."""
-    separator: str = Field("|", min_length=1)
-    """What stands between the values of one cell; a list in Parquet or JSONL needs none."""
-    min_count: int = Field(1, ge=1)
-    """Categories seen fewer times in training count as unknown."""
-
-
-class TextColumn(_Section):
-    kind: Literal["text"]
-    source: str | None = None
-    """Name of the column in the file; by default the same name."""
-    missing: Literal["empty", "reject"] = "empty"
-    """What an empty cell becomes: the empty text, or a set-aside row."""
-
-
-class TimeColumn(_Section):
-    kind: Literal["time"]
-    """Interactions only: a part of the event's time as a category that is known when the
-    recommendation is asked for; a request says it in `context`."""
-    part: Literal["hour", "weekday", "month"]
-    """`hour`: 0 to 23; `weekday`: monday to sunday; `month`: 1 to 12."""
-    utc_offset_h: float = Field(0.0, ge=-14.0, le=14.0)
-    """Hours that local clocks are ahead of UTC."""
-
-    @property
-    def context(self) -> bool:
-        """Time is always known beforehand."""
-        return True
-
-
-Column = Annotated[
-    NumberColumn | CategoryColumn | CategoriesColumn | TextColumn | TimeColumn,
-    Field(discriminator="kind"),
-]
-
-
-class _Table(_Section):
-    path: str
-    """File, folder or glob; relative ones start at `data.root`."""
-    format: Literal["auto", "csv", "parquet", "jsonl"] = "auto"
-    """By default told from the file's ending; anything unknown is read as CSV."""
-    delimiter: str = Field(",", min_length=1, max_length=1)
-    """CSV: what stands between two fields."""
-    encoding: str = "utf-8"
-    """CSV and JSONL: the text encoding; rows that do not decode are set aside."""
-    id_type: Literal["auto", "string", "integer"] = "auto"
-    """Type of the ids in answers; `auto`: the type in Parquet and JSONL, string in CSV."""
-    columns: dict[Name, Column] = {}
-    """Further columns to read, by the name that mtrec shall use."""
-
-
-class InteractionsTable(_Table):
-    user_id: str = "user_id"
-    """Column with the user's id."""
-    item_id: str = "item_id"
-    """Column with the item's id."""
-    timestamp: str | None = None
-    """Column with the time: seconds since 1970 or ISO 8601; without it the order is the file's."""
-    latest_time: datetime | None = None
-    """Events after this moment are set aside as being in the future, say `2026-11-25` for a log
-    that ends before (UTC unless it says otherwise). By default only those after the year 2099 are:
-    a bound that follows the clock would give another dataset on another day."""
-    split: str | None = None
-    """Column that holds train, validation or test, for `split.method: column`."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "InteractionsTable":
-        for name, column in self.columns.items():
-            if column.kind not in ("number", "category", "time"):
-                raise ValueError(
-                    f"columns.{name} has kind {column.kind}; an interaction's columns are "
-                    "number, category or time"
-                )
-            if column.kind == "time" and self.timestamp is None:
-                raise ValueError(f"columns.{name} has kind time: name the column in timestamp")
-        return self
-
-
-def _refuse_time(columns: dict[str, Column]) -> None:
-    for name, column in columns.items():
-        if column.kind == "time":
-            raise ValueError(f"columns.{name} has kind time, which only interactions have")
-
-
-class ItemsTable(_Table):
-    item_id: str = "item_id"
-    """Column with the item's id."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "ItemsTable":
-        _refuse_time(self.columns)
-        return self
-
-
-class UsersTable(_Table):
-    user_id: str = "user_id"
-    """Column with the user's id."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "UsersTable":
-        _refuse_time(self.columns)
-        return self
-
-
-class SocialTable(_Table):
-    user_id: str = "user_id"
-    """Column with one end of a link between two users."""
-    friend_id: str = "friend_id"
-    """Column with the other end; a link has no direction."""
-    validation: Fraction = 0.1
-    """Share of links held out for validation, drawn by a hash of the seed and both ids."""
-    test: Fraction = 0.1
-    """Share of links held out for test."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "SocialTable":
-        if self.columns:
-            raise ValueError("columns: a link has two ends and nothing else; leave columns out")
-        if self.validation + self.test >= 1.0:
-            raise ValueError("validation + test must leave a share for training (below 1)")
-        return self
-
-
-class QualityConfig(_Section):
-    duplicate_key: Literal["user_item_time", "user_item"] = "user_item_time"
-    """Which interactions are the same event; the others of such a group are duplicates."""
-    keep: Literal["last", "first", "mean"] = "last"
-    """Which of a group of duplicates stays: by time, then by place in the source; `mean`: the last,
-    with the mean of each number column over the group."""
-    unknown_items: Literal["reject", "keep"] = "reject"
-    """What happens to an interaction whose item is not in the items table, if there is one."""
-    unknown_users: Literal["reject", "keep"] = "reject"
-    """What happens to an interaction whose user is not in the users table, if there is one."""
-    max_rejected_fraction: float = Field(0.5, ge=0.0, le=1.0)
-    """If more than this share of a table's rows is set aside, `prepare` stops and lists the
-    reasons; 1: never."""
-
-
-class LeaveLastOutSplit(_Section):
-    method: Literal["leave_last_out"]
-    """Per user: the last event is test, the last but one validation, the rest train; ties in time
-    are put in an order that the seed decides. Users with fewer than 3 events are all train."""
-
-
-class RandomSplit(_Section):
-    method: Literal["random"]
-    """Each event is drawn by a hash of the seed, its user and its item."""
-    validation: Fraction = 0.1
-    """Share of events for validation."""
-    test: Fraction = 0.1
-    """Share of events for test."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "RandomSplit":
-        if self.validation + self.test >= 1.0:
-            raise ValueError("validation + test must leave a share for training (below 1)")
-        return self
-
-
-class GlobalTimeSplit(_Section):
-    method: Literal["global_time"]
-    """Two moments cut the log for all users: what comes before the first is train, between them
-    validation, from the second on test. Needs times."""
-    validation: Fraction = 0.1
-    """Share of events for validation; decides its moment."""
-    test: Fraction = 0.1
-    """Share of events for test; decides its moment."""
-    validation_from: float | str | None = None
-    """First moment of validation, instead of the shares: seconds since 1970 or ISO 8601."""
-    test_from: float | str | None = None
-    """First moment of test; with `validation_from`."""
-    gap_s: float = Field(0.0, ge=0.0)
-    """Events so many seconds before either moment are set aside, so that nothing known on the eve
-    is evaluated."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "GlobalTimeSplit":
-        moments = (self.validation_from, self.test_from)
-        if (None in moments) != (moments == (None, None)):
-            raise ValueError("give both validation_from and test_from, or neither")
-        fixed = self.fixed_cuts
-        if fixed is not None and not fixed[0] <= fixed[1]:
-            raise ValueError(
-                f"validation_from {moments[0]} must not be after test_from {moments[1]}"
-            )
-        if self.validation + self.test >= 1.0:
-            raise ValueError("validation + test must leave a share for training (below 1)")
-        return self
-
-    @property
-    def fixed_cuts(self) -> tuple[float, float] | None:
-        """The two moments in seconds since 1970, if they are given."""
-        if self.validation_from is None or self.test_from is None:
-            return None
-        return _seconds(self.validation_from), _seconds(self.test_from)
-
-
-class KFoldSplit(_Section):
-    method: Literal["k_fold"]
-    """Cross-validation: events are drawn into folds by a hash of the seed, user and item; each
-    fold is the test split of a run of its own, and the report gives means and deviations."""
-    folds: int = Field(5, ge=2, le=100)
-    """Number of folds."""
-    fold: int | None = Field(None, ge=0)
-    """Run this fold alone; by default all, below `folds/` in the workdir."""
-    validation: Fraction = 0.1
-    """Share of the other folds' events for validation."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "KFoldSplit":
-        if self.fold is not None and self.fold >= self.folds:
-            raise ValueError(f"fold {self.fold} is not one of 0 to {self.folds - 1}")
-        return self
-
-
-class ColumnSplit(_Section):
-    method: Literal["column"]
-    """The column `data.interactions.split` holds train, validation or test."""
-
-
-Split = Annotated[
-    LeaveLastOutSplit | GlobalTimeSplit | RandomSplit | KFoldSplit | ColumnSplit,
-    Field(discriminator="method"),
-]
-
-
-def _seconds(moment: float | str) -> float:
-    if not isinstance(moment, str):
-        return moment
-    try:
-        parsed = datetime.fromisoformat(moment)
-    except ValueError:
-        raise ValueError(f'"{moment}" is no time: give seconds since 1970 or ISO 8601') from None
-    return (parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)).timestamp()
-
-
-class DataConfig(_Section):
-    source: Literal["movielens-100k"] | None = None
-    """A public data set by name, fetched on first use; relative paths then start in its folder."""
-    root: str | None = None
-    """Folder that relative paths start in; by default the source's, else the current one."""
-    interactions: InteractionsTable
-    items: ItemsTable | None = None
-    """What is known of items; without it the catalogue is what training interactions name."""
-    users: UsersTable | None = None
-    """What is known of users."""
-    social: SocialTable | None = None
-    """Who is whose friend, for a task of kind social."""
-    quality: QualityConfig = QualityConfig()
-    split: Split = LeaveLastOutSplit(method="leave_last_out")
-
-
 # ---- text ---------------------------------------------------------------------------------------
 
 
-class BehaviourText(_Section):
+class BehaviourText(Section):
     item_column: str = "title"
     """Items column that names an item in the text."""
     liked: str = "rating >= 4"
@@ -386,7 +62,7 @@ class BehaviourText(_Section):
         return self
 
 
-class TextConfig(_Section):
+class TextConfig(Section):
     item_template: str | None = None
     """Text of an item, such as `{title} | {genres}`; None: items have no text."""
     user_template: str | None = None
@@ -418,7 +94,7 @@ class TextConfig(_Section):
 # ---- tasks --------------------------------------------------------------------------------------
 
 
-class _Task(_Section):
+class _Task(Section):
     name: Name
     weight: float = Field(1.0, ge=0.0)
     """Weight of the task's loss, after each loss is divided by that of a constant predictor."""
@@ -482,7 +158,7 @@ def social_task(tasks: Sequence[Task]) -> SocialTask | None:
 # ---- model and training -------------------------------------------------------------------------
 
 
-class SequenceHistory(_Section):
+class SequenceHistory(Section):
     kind: Literal["sequence"] = "sequence"
     num_blocks: int = Field(2, ge=1, le=12)
     """Transformer blocks."""
@@ -493,7 +169,7 @@ class SequenceHistory(_Section):
     dropout: Fraction = 0.2
 
 
-class SetHistory(_Section):
+class SetHistory(Section):
     kind: Literal["set"]
     num_blocks: int = Field(1, ge=0, le=12)
     """Feed-forward blocks above the pooled events."""
@@ -504,14 +180,14 @@ class SetHistory(_Section):
     dropout: Fraction = 0.2
 
 
-class SharedBottom(_Section):
+class SharedBottom(Section):
     kind: Literal["shared_bottom"] = "shared_bottom"
     hidden: list[Annotated[int, Field(ge=1)]] = Field([128, 64], min_length=1)
     """Widths of the layers that all ranking tasks share."""
     dropout: Fraction = 0.1
 
 
-class MMoEExperts(_Section):
+class MMoEExperts(Section):
     kind: Literal["mmoe"]
     num_experts: int = Field(4, ge=1, le=64)
     """Experts, all of them shared; each task mixes them by a gate of its own."""
@@ -520,7 +196,7 @@ class MMoEExperts(_Section):
     dropout: Fraction = 0.1
 
 
-class PLEExperts(_Section):
+class PLEExperts(Section):
     kind: Literal["ple"]
     num_shared: int = Field(2, ge=1, le=64)
     """Experts in a level that every task reads."""
@@ -560,7 +236,7 @@ Experts = Annotated[
 ]
 
 
-class ItemItemTerm(_Section):
+class ItemItemTerm(Section):
     top: int = Field(400, ge=1)
     """Weights kept for an item, those that are largest in size."""
     reg: list[Annotated[float, Field(gt=0.0)]] = Field([100.0, 300.0, 1000.0], min_length=1)
@@ -571,7 +247,7 @@ class ItemItemTerm(_Section):
     """Larger catalogues are fitted without it, aloud: its cost grows with their square."""
 
 
-class IalsSettings(_Section):
+class IalsSettings(Section):
     factors: int = Field(32, ge=1, le=1024)
     """Numbers of an item."""
     alpha: float = Field(5.0, gt=0.0)
@@ -580,7 +256,7 @@ class IalsSettings(_Section):
     """The ridge; a higher alpha wants a higher one."""
 
 
-class IalsTerm(_Section):
+class IalsTerm(Section):
     tried: list[IalsSettings] = Field(
         [
             IalsSettings(factors=32, alpha=5.0, reg=30.0),
@@ -593,7 +269,7 @@ class IalsTerm(_Section):
     """Factors from its scores to logits that are tried on validation, besides leaving it out."""
 
 
-class FactorsTerm(_Section):
+class FactorsTerm(Section):
     column: str
     """Number column of the interactions that users and items are factorised by, such as rating."""
     rank: int = Field(16, ge=1, le=256)
@@ -609,7 +285,7 @@ class FactorsTerm(_Section):
     """Sweeps from one draw that is kept to the next."""
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     embedding_dim: int = Field(64, ge=4, le=1024)
     """Width of user and item vectors."""
     text_dim: int = Field(128, ge=4)
@@ -650,11 +326,11 @@ class ModelConfig(_Section):
         return self
 
 
-class FullSoftmax(_Section):
+class FullSoftmax(Section):
     kind: Literal["full"] = "full"
 
 
-class SampledSoftmax(_Section):
+class SampledSoftmax(Section):
     kind: Literal["sampled"]
     num_negatives: int = Field(1000, ge=1)
     """Items drawn in each step, for all its targets together."""
@@ -669,7 +345,7 @@ Softmax = Annotated[
 ]
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     epochs: int = Field(60, ge=1)
     """Passes over the training windows at most."""
     batch_size: int = Field(32, ge=1)
@@ -729,20 +405,22 @@ Baseline = Literal[
 Candidates = Literal["all", "cold"]
 
 
-class EvaluateConfig(_Section):
-    baselines: list[Baseline] = [
-        "random",
-        "popularity",
-        "recent_popularity",
-        "bigram",
-        "itemknn",
-        "ease",
-        "ials",
-        "mean",
-        "bias",
-        "common_neighbours",
-        "adamic_adar",
-    ]
+class EvaluateConfig(Section):
+    baselines: list[Baseline] = Field(
+        [
+            "random",
+            "popularity",
+            "recent_popularity",
+            "bigram",
+            "itemknn",
+            "ease",
+            "ials",
+            "mean",
+            "bias",
+            "common_neighbours",
+            "adamic_adar",
+        ]
+    )
     """Baselines to fit and report beside the model."""
     k: int = Field(10, ge=1, le=100)
     """Length of the lists that ranking metrics look at."""
@@ -756,7 +434,7 @@ class EvaluateConfig(_Section):
     explanations: int = Field(200, ge=0, le=10_000)
     """Users whose best item's explanation is put to the removal test; 0: none. Each costs as many
     encodings as there are items in the history, at most 100."""
-    dial: list[Annotated[float, Field(ge=0.0, le=1.0)]] = [0.0, 0.1, 0.2, 0.3, 0.5, 0.7]
+    dial: list[Annotated[float, Field(ge=0.0, le=1.0)]] = Field([0.0, 0.1, 0.2, 0.3, 0.5, 0.7])
     """Settings of `diversity` at which accuracy and diversity are measured; empty: none."""
     dial_users: int = Field(1000, ge=1)
     """Users who are asked at each setting of the dial, at most."""
@@ -769,16 +447,16 @@ FilterValue = StrictStr | StrictInt | StrictFloat
 FilterRange = Annotated[dict[Literal["min", "max"], StrictInt | StrictFloat], Field(min_length=1)]
 
 
-class ScoreConfig(_Section):
+class ScoreConfig(Section):
     k: int = Field(10, ge=1, le=1000)
     """Items per user in `predictions/`."""
     candidates: int = Field(200, ge=1, le=10_000)
     """Items from retrieval that the ranking network sees."""
-    weights: dict[str, Annotated[float, Field(ge=0.0)]] = {}
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = Field({})
     """Weights of the tasks in the blended score; default: retrieval 1, others 0."""
     diversity: float = Field(0.0, ge=0.0, le=1.0)
     """As in a request: 0 lists the best scores, 1 spreads the list as far as it goes."""
-    filter: dict[str, FilterValue | list[FilterValue] | FilterRange] = {}
+    filter: dict[str, FilterValue | list[FilterValue] | FilterRange] = Field({})
     """As in a request: item column -> a value, a list of values, or `{min, max}` of a number; only
     items that meet all conditions are listed."""
     explain: bool = False
@@ -791,7 +469,7 @@ class ScoreConfig(_Section):
     """Scoring actors at most."""
 
 
-class ServeConfig(_Section):
+class ServeConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     min_replicas: int = Field(1, ge=1)
@@ -831,7 +509,7 @@ class ServeConfig(_Section):
         return self
 
 
-class RayConfig(_Section):
+class RayConfig(Section):
     num_cpus: int | None = Field(None, ge=1)
     """Logical CPUs of a local Ray; default: those of the machine, at least 4."""
     object_store_mb: int | None = Field(None, ge=80)
@@ -840,7 +518,7 @@ class RayConfig(_Section):
     """Partitions of a group-by; default: from the size of the data and the CPUs."""
 
 
-class Config(_Section):
+class Config(Section):
     """One run."""
 
     run: RunConfig = RunConfig()
@@ -856,207 +534,10 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
-        for problem in _problems(self):
+        for problem in problems(self):
             raise ValueError(problem)
         return self
 
     def task(self, name: str) -> Task:
         """Give the task of that name."""
         return next(task for task in self.tasks if task.name == name)
-
-
-def _problems(config: Config) -> Iterator[str]:
-    """Yield what single sections cannot see."""
-    names = [task.name for task in config.tasks]
-    if len(set(names)) < len(names):
-        yield f"tasks: names must differ, found {names}"
-    if [task.kind for task in config.tasks].count("retrieval") != 1:
-        yield "tasks: expected exactly one task of kind retrieval (it makes the candidates)"
-    yield from _check_social(config)
-    taken = {"user_id", "rank", "item_id", "score"}
-    if config.score.explain:
-        taken |= {*EXPLANATION_COLUMNS}
-    for name in sorted(taken & set(names)):
-        yield f'tasks: "{name}" is a column of predictions/ already; name the task otherwise'
-    yield from _check_column_names(config.data)
-    columns = config.data.interactions.columns
-    for task in label_tasks(config.tasks):
-        yield from _check_label(f"tasks.{task.name}.label", task.label, columns)
-    if config.model.factors is not None:
-        yield from _check_factors(config.model.factors, columns)
-    weighable = [task.name for task in config.tasks if task.kind != "social"]
-    for name in config.score.weights:
-        if name not in weighable:
-            yield f'score.weights: no task is called "{name}"; there are {weighable}'
-    yield from _check_filter(config)
-    if config.text.behaviour is not None:
-        for label in (config.text.behaviour.liked, config.text.behaviour.disliked):
-            if label is not None:
-                yield from _check_label("text.behaviour", label, columns)
-        items = config.data.items.columns if config.data.items else {}
-        if config.text.behaviour.item_column not in items:
-            yield (
-                f'text.behaviour.item_column "{config.text.behaviour.item_column}" is no column '
-                f"of data.items; there are {sorted(items)}"
-            )
-    for key, template, table in (
-        ("item_template", config.text.item_template, config.data.items),
-        ("user_template", config.text.user_template, config.data.users),
-    ):
-        known = set(table.columns) if table else set()
-        for name in template_fields(template or ""):
-            if name not in known:
-                yield f'text.{key} uses "{{{name}}}"; the table has {sorted(known)}'
-    if config.data.split.method == "column" and config.data.interactions.split is None:
-        yield "data.split.method is column: name the column in data.interactions.split"
-    if config.data.split.method == "global_time" and config.data.interactions.timestamp is None:
-        yield "data.split.method is global_time: name the column in data.interactions.timestamp"
-    if config.train.monitor is not None:
-        k = config.evaluate.k
-        values = [
-            f"{task.name}/{name}".format(k=k)
-            for task in config.tasks
-            for name in _MONITORED[task.kind]
-        ]
-        if config.train.monitor.format(k=k) not in values:
-            yield (
-                f'train.monitor "{config.train.monitor}" is no validation value of this run; '
-                f"there are {values}"
-            )
-    if config.train.batch_size % config.train.num_workers:
-        yield (
-            f"train.batch_size {config.train.batch_size} must be a multiple of "
-            f"train.num_workers {config.train.num_workers}"
-        )
-
-
-_MONITORED = {
-    "retrieval": ("ndcg@{k}", "hr@{k}"),
-    "regression": ("rmse",),
-    "binary": ("auc", "logloss"),
-    "social": ("ndcg@{k}", "recall@{k}"),
-}
-"""What validation measures while fitting (`model.validation`)."""
-
-_TAKEN = {
-    "interactions": {"user_id", "item_id", "timestamp", "split"},
-    "items": {"item_id", "item_index", "train_count", "text"},
-    "users": {"user_id", "text", "behaviour_text", "behaviour_cut"},
-}
-"""Columns that the tables of a dataset have anyway."""
-
-
-def _check_social(config: Config) -> Iterator[str]:
-    """Yield what is wrong between the table of links and the task that reads it."""
-    count = [task.kind for task in config.tasks].count("social")
-    if count > 1:
-        yield f"tasks: expected at most one task of kind social, found {count}"
-    if count and config.data.social is None:
-        yield "tasks: a task of kind social needs the table of links: name it in data.social"
-    if config.data.social is not None and not count:
-        yield (
-            "data.social is read by a task of kind social only: add "
-            "{name: friends, kind: social} to tasks, or leave data.social out"
-        )
-
-
-def _check_factors(term: FactorsTerm, columns: dict[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the column that is factorised."""
-    numbers = sorted(
-        name for name, value in columns.items() if value.kind == "number" and not value.context
-    )
-    if term.column not in numbers:
-        yield (
-            f'model.factors.column: "{term.column}" is no number column of '
-            f"data.interactions.columns that users say of items; there are {numbers}"
-        )
-
-
-EXPLANATION_COLUMNS = ("content_share", "reasons", "effects", "similarities")
-"""Columns of `predictions/` that `score.explain` adds."""
-
-
-def _check_filter(config: Config) -> Iterator[str]:
-    """Yield what is wrong with the conditions of batch scoring, as a request would be told."""
-    columns = config.data.items.columns if config.data.items else {}
-    for name, condition in config.score.filter.items():
-        if name not in columns:
-            yield f'score.filter: items have no column "{name}"; there are {sorted(columns)}'
-            continue
-        values = condition if isinstance(condition, list) else [condition]
-        if columns[name].kind == "number":
-            if any(isinstance(value, str) for value in values):
-                yield f"score.filter.{name}: expected numbers or a range, found {condition!r}"
-        elif any(not isinstance(value, str | int) for value in values):
-            yield (
-                f"score.filter.{name}: expected a value or a list of values, found {condition!r}; "
-                "only numbers have a range"
-            )
-
-
-def _check_column_names(data: DataConfig) -> Iterator[str]:
-    for table, taken in _TAKEN.items():
-        section = getattr(data, table)
-        for name in section.columns if section is not None else ():
-            if name in taken:
-                yield (
-                    f"data.{table}.columns.{name}: mtrec uses this name itself; "
-                    f'give the column another and name it in "source: {name}"'
-                )
-
-
-def _check_label(where: str, label: str, columns: dict[str, Any]) -> Iterator[str]:
-    column = parse_label(label).column
-    if column not in columns or columns[column].kind != "number":
-        numbers = sorted(name for name, value in columns.items() if value.kind == "number")
-        yield (
-            f'{where}: "{column}" is no number column of data.interactions.columns; '
-            f"there are {numbers}"
-        )
-
-
-# ---- label expressions and templates ------------------------------------------------------------
-
-
-class LabelExpression(_Section):
-    """A column, or a column compared with a number: `rating`, `rating >= 4`."""
-
-    column: str
-    operator: Literal[">=", ">", "<=", "<", "==", "!="] | None = None
-    value: float = 0.0
-
-
-_LABEL = re.compile(
-    r"^\s*(?P<column>[a-z][a-z0-9_]*)\s*"
-    r"(?:(?P<operator>>=|<=|==|!=|>|<)\s*(?P<value>[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?))?\s*$"
-)
-
-
-def parse_label(text: str) -> LabelExpression:
-    """Parse a label expression.
-
-    >>> parse_label("rating >= 4").value
-    4.0
-
-    Raises:
-        ValueError: the text is neither a column nor `column OPERATOR number`.
-    """
-    match = _LABEL.match(text)
-    if match is None:
-        raise ValueError(
-            f'"{text}" is no label: expected a column or a comparison such as "rating >= 4"'
-        )
-    return LabelExpression(
-        column=match["column"],
-        operator=match["operator"],
-        value=float(match["value"] or 0.0),
-    )
-
-
-def template_fields(template: str) -> list[str]:
-    """List the columns that a text template names.
-
-    >>> template_fields("{title} ({year})")
-    ['title', 'year']
-    """
-    return re.findall(r"{([^{}]*)}", template)

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from mtrec.config import Column, Config, TimeColumn
+from mtrec.config import Config
 from mtrec.data.features import time_part
+from mtrec.dataconfig import Column, TimeColumn
 from mtrec.errors import RequestError
 
 MAX_TEXT_CHARACTERS = 20_000

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mtrec.config import Column, RegressionTask, Task
+from mtrec.config import RegressionTask, Task
+from mtrec.dataconfig import Column
 from mtrec.errors import RequestError
 from mtrec.query import clip, read_id, show
 

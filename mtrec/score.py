@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from mtrec import storage
 from mtrec.bundle import KIND, Bundle, find_bundle
-from mtrec.config import EXPLANATION_COLUMNS, Config, LabelTask, ScoreConfig, label_tasks
+from mtrec.config import Config, LabelTask, ScoreConfig, label_tasks
+from mtrec.configchecks import EXPLANATION_COLUMNS
 from mtrec.data.dataset import history_files
 from mtrec.data.histories import Histories
 from mtrec.errors import ArtifactError

@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 
 from mtrec.catalogue import Catalogue
-from mtrec.config import CategoriesColumn, Column, NumberColumn, TextColumn
+from mtrec.dataconfig import CategoriesColumn, Column, NumberColumn, TextColumn
 from mtrec.errors import RequestError
 
 COLUMNS: dict[str, Column] = {

@@ -7,7 +7,8 @@ import pytest
 
 from mtrec import storage
 from mtrec.chain import STAGES, run
-from mtrec.config import Config, KFoldSplit
+from mtrec.config import Config
+from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import ArtifactError, ConfigError
 
 pytestmark = pytest.mark.ray

@@ -4,9 +4,10 @@ import pytest
 from pydantic import BaseModel
 from small_config import tree
 
-from mtrec import config as module
-from mtrec.config import Config, GlobalTimeSplit, parse_label, template_fields
+from mtrec import config, dataconfig
+from mtrec.config import Config
 from mtrec.configfile import parse_config
+from mtrec.dataconfig import GlobalTimeSplit
 from mtrec.errors import ConfigError
 
 
@@ -15,38 +16,6 @@ def test_a_configuration_cannot_be_changed_after_it_was_checked() -> None:
 
     with pytest.raises(ValueError, match="frozen"):
         config.train.epochs = 5  # type: ignore[misc]  # that it is refused is the point
-
-
-# ---- labels and templates -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "parsed"),
-    [
-        ("rating", ("rating", None, 0.0)),
-        ("rating >= 4", ("rating", ">=", 4.0)),
-        (" rating<-1.5e2 ", ("rating", "<", -150.0)),
-        ("dwell_s != 0", ("dwell_s", "!=", 0.0)),
-    ],
-)
-def test_a_label_is_a_column_or_a_comparison(
-    text: str, parsed: tuple[str, str | None, float]
-) -> None:
-    label = parse_label(text)
-
-    assert (label.column, label.operator, label.value) == parsed
-
-
-@pytest.mark.parametrize(
-    "text", ["", "4 >= rating", "rating >=", "rating = 4", "rating >= 4 and x", "Rating > 1"]
-)
-def test_anything_else_is_no_label(text: str) -> None:
-    with pytest.raises(ValueError, match="expected a column or a comparison"):
-        parse_label(text)
-
-
-def test_template_fields_are_listed_in_order() -> None:
-    assert template_fields("{title} ({year}) | {genres}") == ["title", "year", "genres"]
 
 
 def test_a_column_may_not_take_a_name_that_the_dataset_uses_itself() -> None:
@@ -121,6 +90,7 @@ def test_a_section_that_names_no_kind_is_of_the_first_one() -> None:
 def sections() -> list[type[BaseModel]]:
     return [
         value
+        for module in (config, dataconfig)
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, BaseModel)

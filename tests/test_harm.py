@@ -8,8 +8,9 @@ import pytest
 from small_bundle import small_config
 
 from mtrec.comparison import ItemFacts
-from mtrec.config import Config, KFoldSplit
+from mtrec.config import Config
 from mtrec.data.histories import Histories
+from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import ConfigError, GateError
 from mtrec.harm import check_harm, compare_twins, is_harm, twinned_tasks, twins_table
 from mtrec.report import Answers

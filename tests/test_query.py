@@ -3,7 +3,7 @@ import math
 import pytest
 from small_bundle import small_config
 
-from mtrec.config import TimeColumn
+from mtrec.dataconfig import TimeColumn
 from mtrec.errors import RequestError
 from mtrec.query import Limits, Query, QueryReader, read_id, read_ids, read_text
 

@@ -6,13 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrec.config import (
-    BinaryTask,
-    CategoriesColumn,
-    CategoryColumn,
-    NumberColumn,
-    RegressionTask,
-)
+from mtrec.config import BinaryTask, RegressionTask
+from mtrec.dataconfig import CategoriesColumn, CategoryColumn, NumberColumn
 from mtrec.errors import RequestError
 from mtrec.rerank import ItemFilter, blend, diversify, prediction_unit, retrieval_unit
 

@@ -12,7 +12,8 @@ from small_bundle import Small, item_ids, small_like
 
 from mtrec import score as score_module
 from mtrec import storage
-from mtrec.config import EXPLANATION_COLUMNS, Config
+from mtrec.config import Config
+from mtrec.configchecks import EXPLANATION_COLUMNS
 from mtrec.errors import ArtifactError, DataError
 from mtrec.recommender import Recommender
 from mtrec.score import ScoreParts, finished_parts, score

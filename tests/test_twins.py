@@ -9,8 +9,9 @@ from small_bundle import small_config
 
 from mtrec import storage
 from mtrec.chain import run
-from mtrec.config import Config, KFoldSplit
+from mtrec.config import Config
 from mtrec.configfile import load_config, parse_config
+from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import ConfigError
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mtrec.config import (
+from mtrec.dataconfig import (
     CategoriesColumn,
     CategoryColumn,
     Column,

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mtrec.config import (
+from mtrec.data.histories import SPLITS
+from mtrec.dataconfig import (
     CategoriesColumn,
     CategoryColumn,
     Column,
@@ -27,7 +28,6 @@ from mtrec.config import (
     TimeColumn,
     UsersTable,
 )
-from mtrec.data.histories import SPLITS
 
 Table = InteractionsTable | ItemsTable | UsersTable | SocialTable
 

@@ -16,16 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mtrec.config import (
-    CategoriesColumn,
-    CategoryColumn,
-    Column,
-    Config,
-    NumberColumn,
-    TextColumn,
-    TimeColumn,
-    parse_label,
-)
+from mtrec.config import Config
 from mtrec.data.clean import (
     Bounds,
     Summary,
@@ -34,6 +25,15 @@ from mtrec.data.clean import (
     filled_moments,
     fit_fill,
 )
+from mtrec.dataconfig import (
+    CategoriesColumn,
+    CategoryColumn,
+    Column,
+    NumberColumn,
+    TextColumn,
+    TimeColumn,
+)
+from mtrec.labels import parse_label
 
 _OPERATORS = {
     ">=": np.greater_equal,

@@ -17,20 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mtrec.config import (
-    BehaviourText,
-    Column,
-    ColumnSplit,
-    Config,
-    GlobalTimeSplit,
-    KFoldSplit,
-    LeaveLastOutSplit,
-    NumberColumn,
-    RandomSplit,
-    RegressionTask,
-    TimeColumn,
-    label_tasks,
-)
+from mtrec.config import BehaviourText, Config, RegressionTask, label_tasks
 from mtrec.data import splits
 from mtrec.data.clean import (
     Bounds,
@@ -50,6 +37,16 @@ from mtrec.data.features import (
     time_part,
 )
 from mtrec.data.histories import SPLITS, Histories
+from mtrec.dataconfig import (
+    Column,
+    ColumnSplit,
+    GlobalTimeSplit,
+    KFoldSplit,
+    LeaveLastOutSplit,
+    NumberColumn,
+    RandomSplit,
+    TimeColumn,
+)
 from mtrec.errors import DataError
 
 MIN_EVENTS_TO_TELL = 4

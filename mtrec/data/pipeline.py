@@ -23,7 +23,7 @@ import ray
 import ray.data
 
 from mtrec import storage
-from mtrec.config import Config, GlobalTimeSplit, ItemsTable, NumberColumn, UsersTable
+from mtrec.config import Config
 from mtrec.data import contract, readers, splits
 from mtrec.data.accounts import Accounts
 from mtrec.data.clean import (
@@ -60,6 +60,7 @@ from mtrec.data.parts import (
 )
 from mtrec.data.readers import Piece
 from mtrec.data.sources import resolve_root
+from mtrec.dataconfig import GlobalTimeSplit, ItemsTable, NumberColumn, UsersTable
 from mtrec.errors import DataError
 from mtrec.runlog import timed
 from mtrec.storage import Manifest

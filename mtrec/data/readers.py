@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from mtrec import storage
-from mtrec.config import CategoriesColumn, NumberColumn, TextColumn
 from mtrec.data.contract import (
     INTEGER,
     PLACE,
@@ -33,6 +32,7 @@ from mtrec.data.contract import (
 )
 from mtrec.data.contract import source_columns as _source_columns
 from mtrec.data.records import Splitter
+from mtrec.dataconfig import CategoriesColumn, NumberColumn, TextColumn
 from mtrec.errors import ConfigError, DataError
 
 Format = Literal["csv", "jsonl", "parquet"]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mtrec.config import DataConfig
+from mtrec.dataconfig import DataConfig
 from mtrec.errors import DataError
 
 MOVIELENS_PACKAGE = "recbole==1.2.1"

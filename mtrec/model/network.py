@@ -23,11 +23,11 @@ from mtrec.config import (
     RegressionTask,
     Task,
     label_tasks,
-    parse_label,
     social_task,
 )
 from mtrec.data.histories import CATEGORY, HELD_OUT, NUM_GAP_BUCKETS
 from mtrec.friends import NUM_COUNTS
+from mtrec.labels import parse_label
 from mtrec.model.dropout import bind_noise
 from mtrec.model.experts import build_experts
 from mtrec.model.history import SequenceEncoder, SetEncoder, build_history

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrec.config import CategoryColumn, NumberColumn, Outliers, TextColumn
 from mtrec.data import clean
 from mtrec.data.clean import (
     Moments,
@@ -23,6 +22,7 @@ from mtrec.data.clean import (
     merge_summaries,
     outlier_bounds,
 )
+from mtrec.dataconfig import CategoryColumn, NumberColumn, Outliers, TextColumn
 
 numbers = st.lists(st.floats(-1e6, 1e6), max_size=20)
 

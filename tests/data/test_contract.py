@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
-from mtrec.config import InteractionsTable, ItemsTable
 from mtrec.data.contract import check, source_columns
+from mtrec.dataconfig import InteractionsTable, ItemsTable
 
 
 def events(**columns):

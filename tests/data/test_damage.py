@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrec.config import InteractionsTable
 from mtrec.configfile import parse_config
 from mtrec.data import contract, pipeline, readers
 from mtrec.data.parts import order_part
+from mtrec.dataconfig import InteractionsTable
 
 COLUMNS = {
     "rating": {"kind": "number", "min": 1, "max": 5, "missing": "keep"},

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtrec.config import InteractionsTable
 from mtrec.configfile import parse_config
 from mtrec.data import readers
 from mtrec.data.marked import (
@@ -20,6 +19,7 @@ from mtrec.data.marked import (
     read_marked,
     rejected_rows,
 )
+from mtrec.dataconfig import InteractionsTable
 from mtrec.errors import DataError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]

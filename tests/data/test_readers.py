@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mtrec.config import InteractionsTable, ItemsTable
 from mtrec.data import readers
 from mtrec.data.records import Splitter
+from mtrec.dataconfig import InteractionsTable, ItemsTable
 from mtrec.errors import ConfigError, DataError
 
 HEADER = b"user_id,item_id\n"

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec.config import Config, SetHistory, SocialTable, SocialTask
+from mtrec.config import Config, SetHistory, SocialTask
 from mtrec.configfile import parse_config
 from mtrec.data.histories import Histories
 from mtrec.data.links import Links
+from mtrec.dataconfig import SocialTable
 from mtrec.friends import FriendGraph
 from mtrec.itemitem import interaction_matrix
 from mtrec.model.batches import TrainingData, UserInputs

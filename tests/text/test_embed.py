@@ -295,7 +295,7 @@ def test_two_actors_are_placed_one_per_gpu_and_agree_with_one_on_a_cpu(tmp_path:
         from tokenizers import Tokenizer, models, pre_tokenizers
         from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
         from mtrec import storage
-        from mtrec.config import Config, RayConfig
+        from mtrec.config import (Config, RayConfig)
         from mtrec.rayrun import connect
         from mtrec.text.embed import embed, unique_texts
         from mtrec.text.store import EmbeddingStore
@@ -369,7 +369,7 @@ def test_two_actors_are_placed_one_per_gpu_and_agree_with_one_on_a_cpu(tmp_path:
 def test_a_run_killed_half_way_is_gone_on_with(ray_local: None, tmp_path: Path) -> None:
     program = """
         import sys
-        from mtrec.config import RayConfig
+        from mtrec.config import (RayConfig)
         from mtrec.configfile import parse_config
         from mtrec.rayrun import connect
         from mtrec.text.embed import embed

@@ -1,0 +1,32 @@
+import pytest
+
+from mtrec.labels import parse_label, template_fields
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("rating", ("rating", None, 0.0)),
+        ("rating >= 4", ("rating", ">=", 4.0)),
+        (" rating<-1.5e2 ", ("rating", "<", -150.0)),
+        ("dwell_s != 0", ("dwell_s", "!=", 0.0)),
+    ],
+)
+def test_a_label_is_a_column_or_a_comparison(
+    text: str, parsed: tuple[str, str | None, float]
+) -> None:
+    label = parse_label(text)
+
+    assert (label.column, label.operator, label.value) == parsed
+
+
+@pytest.mark.parametrize(
+    "text", ["", "4 >= rating", "rating >=", "rating = 4", "rating >= 4 and x", "Rating > 1"]
+)
+def test_anything_else_is_no_label(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a column or a comparison"):
+        parse_label(text)
+
+
+def test_template_fields_are_listed_in_order() -> None:
+    assert template_fields("{title} ({year}) | {genres}") == ["title", "year", "genres"]
