@@ -22,9 +22,9 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from mtrec import storage
-from mtrec.baselines import fit_ials
 from mtrec.bundle import EncoderInfo, ItemArrays, save_bundle
 from mtrec.catalogue import NUM_SPECIAL
+from mtrec.classics import fit_ials
 from mtrec.config import Config
 from mtrec.configfile import parse_config
 from mtrec.data.dataset import read_table

@@ -22,7 +22,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     2: (
         *("data.", "text.", "model.", "serve."),
         *("index", "userstore", "rerank", "metrics", "itemitem", "friends", "factors", "ials"),
-        *("baselines", "report"),
+        *("baselines", "classics", "report"),
         *("comparison", "charts", "report_page"),
         *("query", "catalogue", "folds", "harm"),
     ),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mtrec.baselines import fit_ials
+from mtrec.classics import fit_ials
 from mtrec.data.histories import Histories
 from mtrec.ials import ImplicitFactors
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mtrec import itemitem
-from mtrec.baselines import Ease
+from mtrec.classics import Ease
 from mtrec.data.histories import Histories
 from mtrec.itemitem import ItemItem, fit_ease, interaction_matrix
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtrec import metrics
-from mtrec.baselines import fit_ials
+from mtrec.classics import fit_ials
 from mtrec.config import Config, RegressionTask, label_tasks, social_task
 from mtrec.data.histories import Histories, history_batch, last_windows, unmet_items
 from mtrec.factors import Factors, FactorTerm, fit_join

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec.baselines import fit_ials
+from mtrec.classics import fit_ials
 from mtrec.config import FactorsTerm, IalsSettings, IalsTerm, ItemItemTerm
 from mtrec.data.histories import history_batch, last_windows
 from mtrec.factors import fit_factors, fit_join
