@@ -1,24 +1,29 @@
-"""The pages `report.html` and `twins.html`: files that open from disk, without network or script.
+"""The page `report.html`: a file that opens from disk, without network or script.
 
-They show what the JSON beside them says and compute nothing of their own: figures with intervals
+It shows what the JSON beside it says and computes nothing of its own: figures with intervals
 beside the baselines, the learning curves, calibration, predictions by true value, slices, every
-metric in a table, and the protocol in words; of twins, each task trained together and alone. Style
-sheet and frame are `report.html.template`.
+metric in a table, and the protocol in words. Style sheet and frame are `report.html.template`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from pathlib import Path
-from string import Template
-from typing import Any
 
 from mtrec.charts import Bar, Box, Line, Mark, bars, boxes, curves, dots, reliability, trade_off
 from mtrec.comparison import MODEL
+from mtrec.pageparts import (
+    Json,
+    card,
+    four_digits,
+    legend_of,
+    method_name,
+    metric_name,
+    signed_percent,
+    three_digits,
+    whole_page,
+    whole_percent,
+)
 from mtrec.report import REMOVAL, describe_removal
 
-Json = Mapping[str, Any]
-
-_TEMPLATE = Path(__file__).with_name("report.html.template")
 _KINDS = {
     "retrieval": "ranking",
     "regression": "rating",
@@ -26,19 +31,6 @@ _KINDS = {
     "social": "friends",
 }
 _LISTS = ("retrieval", "social")
-_NAMES = {
-    "ndcg": "NDCG",
-    "hr": "Hit rate",
-    "mrr": "MRR",
-    "map": "MAP",
-    "f1": "F1",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "mse": "MSE",
-    "auc": "AUC",
-    "logloss": "Log loss",
-    "ece": "Calibration error",
-}
 _REMOVAL_LABELS = {
     "holds": "first reason",
     "every": "every reason",
@@ -47,19 +39,6 @@ _REMOVAL_LABELS = {
 }
 # More of these is not better in itself: chance is the most novel and diverse of all.
 _NO_BEST = frozenset({"coverage", "novelty", "diversity"})
-_BASELINES = {
-    "itemknn": "ItemKNN",
-    "ease": "EASE",
-    "ials": "iALS",
-    "bpr": "BPR",
-    "text_nearest": "nearest by text",
-    "ials_text": "iALS, items by text",
-    "slim": "SLIM",
-    "adamic_adar": "Adamic-Adar",
-    "mean": "mean",
-    "bias": "bias",
-    MODEL: "mtrec",
-}
 
 
 def render_html(report: Json) -> str:
@@ -81,101 +60,7 @@ def render_html(report: Json) -> str:
         page.tables(),
         page.protocol(),
     ]
-    return _frame(f"mtrec on {report['protocol']['data']}", sections)
-
-
-def render_twins(tree: Json) -> str:
-    """Make the page of a comparison with single-task twins.
-
-    Args:
-        tree: of `twins.json`.
-    """
-    facts, tasks = tree["protocol"], tree["tasks"]
-    allowed = f"{100 * facts['max_harm']:g} %"
-    chips = [
-        ("users", f"{facts['users']:,}"),
-        ("items", f"{facts['items']:,}"),
-        ("test events", f"{facts['events']['test']:,}"),
-        ("split", str(facts["split"]).replace("_", "-")),
-        ("seed", str(facts["seed"])),
-        ("allowed loss", allowed),
-    ]
-    shown = "".join(f"<li>{escape(name)} <b>{escape(value)}</b></li>" for name, value in chips)
-    header = (
-        f"<header><h1>What does joint training give or take on {escape(str(facts['data']))}?</h1>"
-        "<p>Each task of the joint model beside its twin: the same network on the same data under "
-        "the same budget, with the loss of that task alone. A task is harmed where its whole "
-        f"95 % interval is a loss and the loss is above {allowed}.</p>"
-        f'<ul class="facts">{shown}</ul></header>'
-    )
-    gains = [
-        _gain(name, entry, set(facts["lower_is_better"]))
-        for name, entry in tasks.items()
-        if "relative" in entry
-    ]
-    parts = []
-    if gains:
-        parts.append(
-            _figure(
-                "Joint training against training alone",
-                "relative change of each task's figure, right of zero: joint training helps",
-                dots(gains, title="relative changes", form=_percent, zero=True),
-            )
-        )
-    for name, entry in tasks.items():
-        rows = []
-        for label, key, series in (("together", "joint", "a"), ("alone", "twin", "b")):
-            low, high = entry.get(f"{key}_interval", (None, None))
-            rows.append(Bar(label, entry[key], low, high, series))
-        direction = "lower" if entry["metric"] in facts["lower_is_better"] else "higher"
-        parts.append(
-            _figure(
-                _metric(entry["metric"]),
-                f"{name}, {direction} is better",
-                bars(rows, title=f"{entry['metric']} of {name}", form=_number),
-            )
-        )
-    body = "".join(_twins_row(name, entry) for name, entry in tasks.items())
-    table = (
-        "<h2>All figures</h2><p>On test, with 95 % intervals over users; changes are paired.</p>"
-        '<div class="card"><div class="scroll"><table><thead><tr><th>task</th><th>metric</th>'
-        "<th>together</th><th>alone</th><th>change</th><th></th></tr></thead>"
-        f"<tbody>{body}</tbody></table></div></div>"
-    )
-    notes = "".join(f"<li>{escape(str(note))}</li>" for note in tree["notes"])
-    sections = [
-        header,
-        f'<section class="grid">{"".join(parts)}</section>',
-        table,
-        f'<ul class="notes">{notes}</ul>' if notes else "",
-    ]
-    return _frame(f"mtrec twins on {facts['data']}", sections)
-
-
-def _gain(task: str, entry: Json, lower: set[str]) -> Bar:
-    """Give a change such that more is better, whatever the metric."""
-    better = -1.0 if entry["metric"] in lower else 1.0
-    low, high = sorted(better * bound for bound in entry["relative_interval"])
-    return Bar(task, better * entry["relative"], low, high, "c" if entry["harm"] else "a")
-
-
-def _twins_row(task: str, entry: Json) -> str:
-    cells = []
-    for key, form in (("joint", _number), ("twin", _number), ("relative", _percent)):
-        low, high = entry.get(f"{key}_interval", (None, None))
-        bounds = "" if low is None else f"<small>{form(low)} – {form(high)}</small>"
-        cells.append(f"<td>{form(entry[key]) if key in entry else '-'}{bounds}</td>")
-    verdict = '<td class="bad">harm</td>' if entry["harm"] else "<td></td>"
-    return (
-        f"<tr><td>{escape(task)}</td><td>{escape(_metric(entry['metric']))}</td>"
-        f"{''.join(cells)}{verdict}</tr>"
-    )
-
-
-def _frame(title: str, sections: Sequence[str]) -> str:
-    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(title), body="\n".join(part for part in sections if part)
-    )
+    return whole_page(f"mtrec on {report['protocol']['data']}", sections)
 
 
 class _Page:
@@ -229,22 +114,27 @@ class _Page:
                 if len(rows) > 1:
                     title = f"{metric} of every method"
                     parts.append(
-                        _figure(
-                            _metric(metric),
+                        card(
+                            metric_name(metric),
                             f"{task}, {self._direction(metric)}",
-                            bars(rows, title=title, form=_number)
+                            bars(rows, title=title, form=four_digits)
                             if kind in _LISTS
-                            else dots(rows, title=title, form=_number, tick=_short),
+                            else dots(rows, title=title, form=four_digits, tick=three_digits),
                         )
                     )
             relative = self._relative(task, self._main_metrics(kind)[0])
             if relative:
                 metric = self._main_metrics(kind)[0]
                 parts.append(
-                    _figure(
-                        f"{_metric(metric)}, model against each",
+                    card(
+                        f"{metric_name(metric)}, model against each",
                         f"{task}, relative difference, paired, to the stronger baselines",
-                        dots(relative, title="relative differences", form=_percent, zero=True),
+                        dots(
+                            relative,
+                            title="relative differences",
+                            form=signed_percent,
+                            zero=True,
+                        ),
                     )
                 )
         if not parts:
@@ -268,21 +158,24 @@ class _Page:
             )
         ]
         parts = [
-            _figure(
+            card(
                 "Training loss",
                 "total",
                 curves(
-                    [Line("loss", _points(history, "loss"))], title="loss", form=_short, mark=best
+                    [Line("loss", _points(history, "loss"))],
+                    title="loss",
+                    form=three_digits,
+                    mark=best,
                 ),
             )
         ]
         if losses:
             parts.append(
-                _figure(
+                card(
                     "Training loss by task",
                     "1 is a constant prediction",
-                    curves(losses, title="loss by task", form=_short, mark=best)
-                    + _legend([(line.series, line.label) for line in losses]),
+                    curves(losses, title="loss by task", form=three_digits, mark=best)
+                    + legend_of([(line.series, line.label) for line in losses]),
                 )
             )
         for task, kind in self.tasks.items():
@@ -290,10 +183,10 @@ class _Page:
             points = _points(history, f"validation/{task}/{metric}")
             if points:
                 parts.append(
-                    _figure(
-                        f"Validation {_metric(metric)}",
+                    card(
+                        f"Validation {metric_name(metric)}",
                         f"{task}, {self._direction(metric)}",
-                        curves([Line(metric, points)], title=metric, form=_short, mark=best),
+                        curves([Line(metric, points)], title=metric, form=three_digits, mark=best),
                     )
                 )
         seconds = sum(float(entry.get("seconds", 0.0)) for entry in history)
@@ -309,7 +202,7 @@ class _Page:
         for task, methods in self.report.get("calibration", {}).items():
             lines = [
                 Line(
-                    _method(name),
+                    method_name(name),
                     [(entry["predicted"], entry["observed"]) for entry in methods[name]],
                     "a" if name == MODEL else "c",
                 )
@@ -318,11 +211,11 @@ class _Page:
             first = next(iter(methods.values()))
             counts = [(entry["low"], entry["high"], entry["rows"]) for entry in first]
             parts.append(
-                _figure(
+                card(
                     "Calibration",
                     f"{task}, observed share over predicted probability",
                     reliability(lines, counts, title=f"calibration of {task}")
-                    + _legend([(line.series, line.label) for line in lines]),
+                    + legend_of([(line.series, line.label) for line in lines]),
                 )
             )
         for task, methods in self.report.get("predicted_by_truth", {}).items():
@@ -332,8 +225,8 @@ class _Page:
             for name, rows in methods.items():
                 drawn = [Box(r["truth"], r["quantiles"], r["mean"], r["rows"]) for r in rows]
                 parts.append(
-                    _figure(
-                        f"Predicted by true value, {_method(name)}",
+                    card(
+                        f"Predicted by true value, {method_name(name)}",
                         task,
                         boxes(drawn, low=low, high=high, title=f"predictions of {task}"),
                     )
@@ -372,12 +265,13 @@ class _Page:
                     metric = next(
                         m for e in groups.values() for f in e["figures"].values() for m in f
                     )
-                    legend = [("acb"[p], _method(m)) for p, m in enumerate(methods)]
+                    legend = [("acb"[p], method_name(m)) for p, m in enumerate(methods)]
                     parts.append(
-                        _figure(
-                            _metric(metric),
+                        card(
+                            metric_name(metric),
                             f"{task}, {titles.get(kind, kind)}",
-                            bars(rows, title=f"{metric} {kind}", form=_number) + _legend(legend),
+                            bars(rows, title=f"{metric} {kind}", form=four_digits)
+                            + legend_of(legend),
                         )
                     )
         if not parts:
@@ -416,10 +310,10 @@ class _Page:
             "removes, at random, an item that is not named. Whiskers are 95 % intervals (Wilson)."
             "</p>"
             '<section class="grid">'
-            + _figure(
+            + card(
                 "Removal test",
                 describe_removal(found),
-                bars(rows, title="removal test", form=_percent_plain),
+                bars(rows, title="removal test", form=whole_percent),
             )
             + f'<div class="card"><h3>What is counted <small>asked again, the item stands</small>'
             f"</h3><dl>{words}</dl></div></section>"
@@ -435,14 +329,14 @@ class _Page:
         body = "".join(
             f"<tr><td>{p['dial']:g}</td>"
             + "".join(
-                f"<td>{_number(p[name])}<small>{_number(p[f'{name}_interval'][0])} – "
-                f"{_number(p[f'{name}_interval'][1])}</small></td>"
+                f"<td>{four_digits(p[name])}<small>{four_digits(p[f'{name}_interval'][0])} – "
+                f"{four_digits(p[f'{name}_interval'][1])}</small></td>"
                 for name in names
             )
             + "</tr>"
             for p in points
         )
-        head = "".join(f"<th>{escape(_metric(name))}</th>" for name in names)
+        head = "".join(f"<th>{escape(metric_name(name))}</th>" for name in names)
         who = f"{found['users']:,} of {found['of']:,} users, {found['split']} events"
         return (
             "<h2>What does diversity cost?</h2><p>Lists at several settings of the diversity dial "
@@ -450,15 +344,15 @@ class _Page:
             "two of their items are apart by content, 1 - cosine. The best setting is a matter of "
             "taste; none was chosen here.</p>"
             '<section class="grid">'
-            + _figure(
+            + card(
                 "Accuracy against diversity",
                 who,
                 trade_off(
                     marks,
                     title="accuracy against diversity",
-                    across_name=_metric(names[1]),
-                    up_name=_metric(names[0]),
-                    form=_short,
+                    across_name=metric_name(names[1]),
+                    up_name=metric_name(names[0]),
+                    form=three_digits,
                 ),
             )
             + f'<div class="card"><h3>The same in numbers <small>{who}</small></h3>'
@@ -514,15 +408,19 @@ class _Page:
                 clear = bounds[0] > 0 or bounds[1] < 0
                 tone = ("good" if better else "bad") if clear else ""
                 against = (
-                    f'<div class="against"><span class="{tone}">{_percent(relative)}</span> '
-                    f"[{_percent(bounds[0])}, {_percent(bounds[1])}] against the best baseline, "
-                    f"{escape(_method(best))} ({_number(self._values(best, task)[metric])})</div>"
+                    f'<div class="against"><span class="{tone}">{signed_percent(relative)}</span> '
+                    f"[{signed_percent(bounds[0])}, {signed_percent(bounds[1])}] "
+                    "against the best baseline, "
+                    f"{escape(method_name(best))} "
+                    f"({four_digits(self._values(best, task)[metric])})</div>"
                 )
         words = "mean ± deviation:" if "folds" in self.protocol_facts else "95 % interval"
-        bounds_text = f"{words} {_number(low)} to {_number(high)}" if low is not None else ""
+        bounds_text = (
+            f"{words} {four_digits(low)} to {four_digits(high)}" if low is not None else ""
+        )
         return (
-            f'<div class="card figure"><div class="name">{escape(_metric(metric))} · '
-            f'{escape(task)}</div><div class="value">{_number(value)}</div>'
+            f'<div class="card figure"><div class="name">{escape(metric_name(metric))} · '
+            f'{escape(task)}</div><div class="value">{four_digits(value)}</div>'
             f'<div class="range">{bounds_text}</div>{against}</div>'
         )
 
@@ -538,7 +436,7 @@ class _Page:
             for name in names
             if name.partition("@")[0] not in _NO_BEST
         }
-        head = "".join(f"<th>{escape(_metric(name))}</th>" for name in names)
+        head = "".join(f"<th>{escape(metric_name(name))}</th>" for name in names)
         body = []
         for method in methods:
             cells = []
@@ -549,12 +447,14 @@ class _Page:
                     continue
                 low, high = self._interval(method, task, name)
                 bounds = (
-                    f"<small>{_number(low)} – {_number(high)}</small>" if low is not None else ""
+                    f"<small>{four_digits(low)} – {four_digits(high)}</small>"
+                    if low is not None
+                    else ""
                 )
                 tone = ' class="best"' if value == best.get(name) else ""
-                cells.append(f"<td{tone}>{_number(value)}{bounds}</td>")
+                cells.append(f"<td{tone}>{four_digits(value)}{bounds}</td>")
             tone = ' class="model"' if method == MODEL else ""
-            body.append(f"<tr{tone}><td>{escape(_method(method))}</td>{''.join(cells)}</tr>")
+            body.append(f"<tr{tone}><td>{escape(method_name(method))}</td>{''.join(cells)}</tr>")
         kind = _KINDS.get(self.tasks[task], self.tasks[task])
         return (
             f'<div class="card" style="margin-bottom:14px"><h3>{escape(task)} '
@@ -570,7 +470,7 @@ class _Page:
                 settings = ", ".join(f"{key} {value:g}" for key, value in entry["settings"].items())
                 if settings:
                     rows.append(
-                        f"<tr><td>{escape(_method(name))}</td><td>{escape(task)}</td>"
+                        f"<tr><td>{escape(method_name(name))}</td><td>{escape(task)}</td>"
                         f'<td class="text">{escape(settings)}</td><td>{entry["tried"]}</td></tr>'
                     )
         if not rows:
@@ -589,7 +489,7 @@ class _Page:
             if value is not None:
                 low, high = self._interval(method, task, metric)
                 series = "a" if method == MODEL else ("c" if method == best else "b")
-                rows.append(Bar(_method(method), value, low, high, series))
+                rows.append(Bar(method_name(method), value, low, high, series))
         reverse = metric not in self.lower
         return sorted(rows, key=lambda row: row.value, reverse=reverse)
 
@@ -605,7 +505,7 @@ class _Page:
                 self._values(method, task)[metric] >= 0.5 * self._values(best, task)[metric]
             ):
                 low, high = entry["relative_interval"]
-                rows.append(Bar(_method(method), entry["relative"], low, high, "a"))
+                rows.append(Bar(method_name(method), entry["relative"], low, high, "a"))
         return sorted(rows, key=lambda row: row.value, reverse=metric in self.lower)
 
     def _shown_in_slices(self, task: str) -> list[str]:
@@ -651,54 +551,9 @@ class _Page:
         return order.index(task) if task in order else len(order)
 
 
-# ---- words and numbers --------------------------------------------------------------------------
-
-
-def _metric(name: str) -> str:
-    base, at, k = name.partition("@")
-    return _NAMES.get(base, base.capitalize()) + at + k
-
-
-def _method(name: str) -> str:
-    return _BASELINES.get(name, name.replace("_", " "))
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return (
-        f"{value:.4f}" if abs(value) < 1 else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-    )
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}"
-
-
-def _percent_plain(value: float) -> str:
-    return f"{100 * value:.0f} %"
-
-
-def _percent(value: float) -> str:
-    if value == 0:
-        return "0 %"
-    return f"{100 * value:+.1f} %" if abs(value) < 0.1 else f"{100 * value:+.0f} %"
-
-
 def _points(history: Sequence[Json], name: str) -> list[tuple[float, float]]:
     return [
         (float(entry["epoch"]), float(entry[name]))
         for entry in history
         if entry.get(name) is not None
     ]
-
-
-def _figure(title: str, subtitle: str, inner: str) -> str:
-    return (
-        f'<div class="card"><h3>{escape(title)} <small>{escape(subtitle)}</small></h3>{inner}</div>'
-    )
-
-
-def _legend(entries: Sequence[tuple[str, str]]) -> str:
-    shown = "".join(f'<li><i class="{series}"></i>{escape(name)}</li>' for series, name in entries)
-    return f'<ul class="legend">{shown}</ul>'

@@ -23,9 +23,9 @@ from mtrec.harm import compare_twins
 from mtrec.model.loading import read_links
 from mtrec.model.validation import PRIMARY
 from mtrec.report import Answers
-from mtrec.report_page import render_twins
 from mtrec.runlog import event
 from mtrec.storage import Manifest
+from mtrec.twins_page import render_twins
 
 logger = logging.getLogger("mtrec.twins")
 

@@ -23,7 +23,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("data.", "text.", "model.", "serve."),
         *("index", "userstore", "rerank", "metrics", "itemitem", "friends", "factors", "ials"),
         *("baselines", "classics", "report"),
-        *("comparison", "charts", "report_page"),
+        *("comparison", "charts", "report_page", "twins_page", "pageparts"),
         *("query", "catalogue", "folds", "harm"),
     ),
     3: ("bundle",),

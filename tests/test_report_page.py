@@ -8,7 +8,8 @@ import pytest
 from test_harm import judged
 from test_report import _histories, _report, samples
 
-from mtrec.report_page import render_html, render_twins
+from mtrec.report_page import render_html
+from mtrec.twins_page import render_twins
 
 
 class _Checker(HTMLParser):
