@@ -31,6 +31,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("RAY_ADDRESS", None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take long first: beside each other, none may start last and run alone."""
+    marked = {
+        name: {item.path for item in items if item.get_closest_marker(name)}
+        for name in ("slow", "ray")
+    }
+    items.sort(key=lambda item: (item.path not in marked["slow"], item.path not in marked["ray"]))
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """Start one local Ray with four logical CPUs for the whole session."""
