@@ -1,41 +1,13 @@
 """The page: one well-formed file without network or script that shows what the report says."""
 
 import copy
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from test_harm import judged
+from page_checker import parse_page
 from test_report import _histories, _report, samples
 
 from mtrec.report_page import render_html
-from mtrec.twins_page import render_twins
-
-
-class _Checker(HTMLParser):
-    """Collect texts and check that tags are closed in order."""
-
-    VOID = ("meta",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def _full() -> Any:
@@ -60,16 +32,9 @@ def _full() -> Any:
     return report
 
 
-def _parse(page: str) -> _Checker:
-    checker = _Checker()
-    checker.feed(page)
-    checker.close()
-    return checker
-
-
 def test_page_is_well_formed_and_needs_no_network_or_script() -> None:
     page = render_html(_full())
-    checker = _parse(page)
+    checker = parse_page(page)
     assert checker.open == []
     assert "script" not in checker.tags
     assert "http" not in page
@@ -78,7 +43,7 @@ def test_page_is_well_formed_and_needs_no_network_or_script() -> None:
 
 
 def test_page_shows_figures_curves_calibration_and_protocol() -> None:
-    text = _parse(render_html(_full())).text
+    text = parse_page(render_html(_full())).text
     for part in ("0.9385", "RMSE", "popularity", "Learning", "Calibration", "Protocol", "3 s"):
         assert part in text
     assert "said before" in text
@@ -87,7 +52,7 @@ def test_page_shows_figures_curves_calibration_and_protocol() -> None:
 
 def test_page_shows_the_removal_test_and_the_dial_with_its_numbers() -> None:
     page = render_html({**_full(), **samples()})
-    checker = _parse(page)
+    checker = parse_page(page)
     assert checker.open == []
     for part in (
         *("88 %", "7 of 8", "0 of 0", "10 users, 2 of whom"),
@@ -110,41 +75,16 @@ def test_names_from_the_data_are_escaped() -> None:
     report = _full()
     report["protocol"]["data"] = "<b>&"
     assert "<b>&<" not in render_html(report)
-    assert "<b>&" in _parse(render_html(report)).text
+    assert "<b>&" in parse_page(render_html(report)).text
 
 
 @pytest.mark.parametrize("part", ["curves", "calibration", "predicted_by_truth", "slices", "tuned"])
 def test_a_part_that_is_missing_leaves_the_rest(part: str) -> None:
     report = copy.deepcopy(_full())
     del report[part]
-    assert "0.9385" in _parse(render_html(report)).text
+    assert "0.9385" in parse_page(render_html(report)).text
 
 
 def test_a_report_without_figures_is_still_a_page() -> None:
     page = render_html(_report(_histories(test=False)))
-    assert "no figures on test" in _parse(page).text
-
-
-# ---- twins --------------------------------------------------------------------------------------
-
-
-def test_the_page_of_twins_is_well_formed_and_shows_every_task() -> None:
-    page = render_twins(judged("rating"))
-    checker = _parse(page)
-    assert checker.open == []
-    assert "script" not in checker.tags
-    assert "http" not in page
-    for part in ("click", "rating", "RMSE", "1.021", "0.9712", "+5.1 %", "harm", "2 %", "aloud"):
-        assert part in checker.text
-
-
-def test_right_of_zero_joint_training_helps_whatever_the_metric() -> None:
-    page = render_twins(judged())
-    # RMSE grew by 5.1 %, NDCG by 10 %.
-    assert "<title>rating: -5.1 % [-7.0 %, -3.0 %]</title>" in page
-    assert "<title>click: +10 % [-2.0 %, +20 %]</title>" in page
-
-
-def test_a_comparison_without_figures_is_still_a_page() -> None:
-    tree = {**judged(), "tasks": {}}
-    assert "aloud" in _parse(render_twins(tree)).text
+    assert "no figures on test" in parse_page(page).text

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -88,17 +89,10 @@ def test_cold_candidates_are_ranked_among_themselves(any_config, fitted) -> None
     assert found["item/ndcg@2"] == pytest.approx(np.mean(gains), rel=1e-6)
 
 
-def test_the_item_item_term_is_the_best_of_those_tried(any_config, fitted) -> None:
-    model, data, held_out = fitted
-    term = ItemItemTerm(top=6, reg=[1.0, 10.0], scales=[1.0, 5.0])
-    config = any_config.model_copy(
-        update={"model": any_config.model.model_copy(update={"item_item": term})}
-    )
-    found, chosen = choose_item_item(model, config, data, held_out)
-    rows, size = np.arange(len(held_out)), data.sizes.num_items
-    starts, stops = last_windows(data.train, 6)
-    arrays = history_batch(data.train, starts, stops, scaling=data.scaling)
-    values = {}
+def _ndcg_beside(model, data, held_out) -> Callable[[np.ndarray], float]:
+    """Give a function from what is added to the logits to NDCG@10 of one held-out item a user."""
+    rows = np.arange(len(held_out))
+    arrays = history_batch(data.train, *last_windows(data.train, 6), scaling=data.scaling)
     with torch.no_grad():
         vectors = model.encode_items(data.items, data.trained)
         batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
@@ -106,13 +100,28 @@ def test_the_item_item_term_is_the_best_of_those_tried(any_config, fitted) -> No
         logits = (states.vector @ vectors.fused.T + vectors.bias).numpy()
     logits[:, :2] = -np.inf
     logits[data.train.event_user, data.train.item_index] = -np.inf
+
+    def ndcg(added: np.ndarray) -> float:
+        total = logits + added
+        place = (total > total[rows, held_out.item_index][:, None]).sum(1) + 1
+        return float(np.mean(np.where(place <= 10, 1 / np.log2(place + 1), 0)))
+
+    return ndcg
+
+
+def test_the_item_item_term_is_the_best_of_those_tried(any_config, fitted) -> None:
+    model, data, held_out = fitted
+    term = ItemItemTerm(top=6, reg=[1.0, 10.0], scales=[1.0, 5.0])
+    config = any_config.model_copy(
+        update={"model": any_config.model.model_copy(update={"item_item": term})}
+    )
+    found, chosen = choose_item_item(model, config, data, held_out)
+    size, values = data.sizes.num_items, {}
+    ndcg = _ndcg_beside(model, data, held_out)
     for reg in term.reg:
         added = fit_ease(data.train, size, reg=reg, top=6).scores(data.train).toarray()
         for scale in (0.0, *term.scales):
-            total = logits + scale * added
-            target = total[rows, held_out.item_index]
-            place = (total > target[:, None]).sum(1) + 1
-            values[reg, scale] = float(np.mean(np.where(place <= 10, 1 / np.log2(place + 1), 0)))
+            values[reg, scale] = ndcg(scale * added)
     assert chosen["ndcg"] == pytest.approx(max(values.values()), rel=1e-6)
     assert chosen["ndcg_without"] == pytest.approx(values[1.0, 0.0], rel=1e-6)
     assert values[chosen["reg"], chosen["scale"]] == pytest.approx(chosen["ndcg"], rel=1e-6)
@@ -131,23 +140,8 @@ def test_ials_is_the_best_of_those_tried_beside_an_item_item_term(any_config, fi
     )
     ease = fit_ease(data.train, size, reg=5.0, top=6).scaled(0.3)
     found, beside, chosen = choose_ials(model, config, data, held_out, ease)
-    rows = np.arange(len(held_out))
-    arrays = history_batch(data.train, *last_windows(data.train, 6), scaling=data.scaling)
-    with torch.no_grad():
-        vectors = model.encode_items(data.items, data.trained)
-        batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
-        states = model.encode_users(batch, data.users.rows(torch.from_numpy(rows)), vectors)
-        logits = (states.vector @ vectors.fused.T + vectors.bias).numpy()
-    logits[:, :2] = -np.inf
-    logits[data.train.event_user, data.train.item_index] = -np.inf
     of_ease = ease.scores(data.train).toarray()
-
-    def ndcg(added: np.ndarray) -> float:
-        total = logits + added
-        target = total[rows, held_out.item_index]
-        place = (total > target[:, None]).sum(1) + 1
-        return float(np.mean(np.where(place <= 10, 1 / np.log2(place + 1), 0)))
-
+    ndcg = _ndcg_beside(model, data, held_out)
     first = {(0, 0.0): ndcg(of_ease)}
     scores = [
         fit_ials(data.train, size, seed=config.run.seed, **one.model_dump()).scores(data.train)
