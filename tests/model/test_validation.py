@@ -10,6 +10,7 @@ from mtrec.config import FactorsTerm, IalsSettings, IalsTerm, ItemItemTerm
 from mtrec.data.histories import history_batch, last_windows
 from mtrec.factors import fit_factors, fit_join
 from mtrec.itemitem import fit_ease
+from mtrec.model import validation
 from mtrec.model.fit import start_state, train_epoch
 from mtrec.model.network import Context
 from mtrec.model.validation import choose_ials, choose_item_item, join_factors, monitored, validate
@@ -87,6 +88,18 @@ def test_cold_candidates_are_ranked_among_themselves(any_config, fitted) -> None
                 gains.append(1 / np.log2(place + 1) if place <= 2 else 0.0)
     assert 0 < len(gains) < len(held_out)
     assert found["item/ndcg@2"] == pytest.approx(np.mean(gains), rel=1e-6)
+
+
+def test_what_may_not_be_listed_has_no_logit(any_config, fitted) -> None:
+    model, data, held_out = fitted
+    rows = np.arange(len(held_out))
+    with torch.no_grad():
+        vectors = model.encode_items(data.items, data.trained)
+        _, logits = validation._open_logits(model, any_config, data, data.train, rows, vectors)
+    closed = np.zeros(logits.shape, bool)
+    closed[:, :2] = True  # padding, and items outside the catalogue
+    closed[data.train.event_user, data.train.item_index] = True
+    np.testing.assert_array_equal(~torch.isfinite(logits).numpy(), closed)
 
 
 def _ndcg_beside(model, data, held_out) -> Callable[[np.ndarray], float]:
