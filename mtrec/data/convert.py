@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -164,10 +165,7 @@ def movielens_100k_cold_items(source: str | Path, folder: str | Path, *, seed: i
     Raises:
         DataError: a file is missing or is not what it should be.
     """
-
-    def draw(item: NDArray[np.int64]) -> Splits:
-        return draw_split_of_items(item, seed=seed)
-
+    draw = partial(draw_split_of_items, seed=seed)
     _movielens_100k(Path(source), Path(folder), ["cold items", seed, *COLD_CUTS], draw)
 
 
@@ -272,10 +270,7 @@ def hetrec_lastfm_cold_items(source: str | Path, folder: str | Path, *, seed: in
     Raises:
         DataError: a file is missing or is not what it should be.
     """
-
-    def draw(item: NDArray[np.int64]) -> Splits:
-        return draw_split_of_items(item, seed=seed)
-
+    draw = partial(draw_split_of_items, seed=seed)
     _hetrec_lastfm(Path(source), Path(folder), ["cold items", seed, *COLD_CUTS], draw)
 
 
