@@ -95,7 +95,6 @@ GRIDS: dict[str, list[dict[str, float]]] = {
 """Settings that are tried; baselines without an entry have nothing to tune."""
 
 _BLOCK = 1 << 24
-_TINY = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
