@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 
 import quality
 from _results import Results
+from _rows import ROWS, Row, chosen_rows, find_folder
 from _seeds import Goal, Joined, join
-from quality import ROWS, Options, Row, add_result, chosen_rows, configure, find_folder, measure
+from quality import Options, add_result, configure, measure
 
 from mtrec.bundle import load_bundle
 from mtrec.chain import Outcome, Paths
