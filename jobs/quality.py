@@ -349,8 +349,8 @@ def configure(row: Row, seed: int, options: Options, *, home: Path, root: Path) 
 
 
 def _without_places(config: Config) -> Json:
-    """Give a configuration without what says where things lie: moved results stay valid."""
-    tree: Json = config.model_dump(mode="json")
+    """Give what of a configuration decides a result: not where things lie, not how it is served."""
+    tree: Json = config.model_dump(mode="json", exclude={"serve", "ray"})
     for section, name in (("run", "workdir"), ("data", "root"), ("text", "store")):
         tree[section].pop(name)
     return tree
