@@ -10,8 +10,6 @@ import zlib
 from typing import Protocol
 
 import numpy as np
-from implicit.cpu.als import AlternatingLeastSquares
-from implicit.cpu.bpr import BayesianPersonalizedRanking
 from numpy.typing import NDArray
 from scipy import sparse
 from threadpoolctl import threadpool_limits
@@ -232,6 +230,9 @@ class Bpr:
         iterations: int = 100,
     ) -> None:
         self._rows = {user: row for row, user in enumerate(histories.user_ids)}
+        # Here, as below: whoever only reads or trains would wait half a second for it.
+        from implicit.cpu.bpr import BayesianPersonalizedRanking
+
         self._model = BayesianPersonalizedRanking(
             factors=factors,
             learning_rate=learning_rate,
@@ -269,6 +270,8 @@ def fit_ials(
     # threads share the work.
     matrix = sparse.csr_matrix(interaction_matrix(histories, num_items))
     with threadpool_limits(1, "blas"):
+        from implicit.cpu.als import AlternatingLeastSquares
+
         model = AlternatingLeastSquares(
             factors=factors,
             alpha=alpha,

@@ -17,10 +17,11 @@ import ray.data
 from numpy.typing import NDArray
 
 from mtrec import baselines, storage
+from mtrec.answers import RankUsers, as_evaluated, held_out_rows
 from mtrec.bundle import Bundle, find_bundle, load_bundle
 from mtrec.comparison import MODEL, Draws, ItemFacts, Tree
 from mtrec.config import Config, RegressionTask, label_tasks, social_task
-from mtrec.data.dataset import read_histories, read_table
+from mtrec.data.dataset import history_files, read_histories, read_table
 from mtrec.data.histories import SPLITS, Histories
 from mtrec.data.links import Links
 from mtrec.dial import measure_dial
@@ -36,7 +37,7 @@ from mtrec.itemitem import interaction_matrix
 from mtrec.metrics import Floats
 from mtrec.model.loading import read_links
 from mtrec.rayrun import cluster_cpus, cluster_gpus
-from mtrec.recommender import PairContext, Recommender
+from mtrec.recommender import Recommender
 from mtrec.removal import removal_test
 from mtrec.report import Answered, Answers, build_report
 from mtrec.report_page import render_html
@@ -128,111 +129,6 @@ def evaluate(
 # ---- the model ----------------------------------------------------------------------------------
 
 
-class RankUsers:
-    """Hold a `Recommender` in an actor and answer for batches of users' histories."""
-
-    def __init__(
-        self,
-        bundle: str,
-        config: Config,
-        allowed: Mapping[str, NDArray[np.bool_] | None],
-        device: str,
-    ) -> None:
-        evaluated = as_evaluated(load_bundle(bundle), config)
-        self._recommender = Recommender(evaluated, device=device, threads=1)
-        self._k = config.evaluate.k
-        self._allowed = allowed
-        self._tasks = [task.name for task in label_tasks(config.tasks)]
-        self._with_friends = social_task(config.tasks) is not None
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Give for users (rows as in `histories/`) what the model says about each split.
-
-        Columns: `user_id`; `<split>_items` list<int32>, the k best; `<split>_task_<task>`
-        list<float>, one number for each held-out event with a known item; with a social task
-        `<split>_social` list<float>, the social vector.
-        """
-        histories = Histories.from_table(batch)
-        columns: dict[str, pa.Array] = {"user_id": batch.column("user_id").combine_chunks()}
-        for split, allowed in self._allowed.items():
-            lists, predictions = answer(
-                self._recommender, histories, split, k=self._k, tasks=self._tasks, allowed=allowed
-            )
-            columns[f"{split}_items"] = pa.FixedSizeListArray.from_arrays(
-                pa.array(lists.ravel(), pa.int32()), self._k
-            )
-            counts = np.bincount(
-                histories.event_user[_held_out(histories, split)], minlength=len(histories)
-            )
-            offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-            for task in self._tasks:
-                columns[f"{split}_task_{task}"] = pa.ListArray.from_arrays(
-                    offsets, pa.array(predictions[task], pa.float32())
-                )
-            if self._with_friends:
-                vectors = self._recommender.social_vectors(histories.before(split))
-                columns[f"{split}_social"] = pa.FixedSizeListArray.from_arrays(
-                    pa.array(vectors.ravel(), pa.float32()), vectors.shape[1]
-                )
-        return pa.table(columns)
-
-
-def as_evaluated(bundle: Bundle, config: Config) -> Bundle:
-    """Give a bundle as evaluation may use it: the run's `score` section, popularity of train only.
-
-    What ships counts all kept events; for a user of whom nothing is known that would tell the list
-    what test holds.
-    """
-    train_count = np.zeros_like(bundle.popular)
-    train_count[2:] = bundle.items.column("train_count").to_numpy()
-    scored = bundle.config.model_copy(update={"score": config.score})
-    return replace(bundle, popular=train_count, config=scored)
-
-
-def answer(
-    recommender: Recommender,
-    histories: Histories,
-    split: str,
-    *,
-    k: int,
-    tasks: Sequence[str],
-    allowed: NDArray[np.bool_] | None = None,
-) -> tuple[NDArray[np.int32], dict[str, NDArray[np.float32]]]:
-    """Ask a recommender what it says about a split, from the events before it.
-
-    Args:
-        recommender: the model.
-        histories: U users with the events of all splits.
-        split: the split to answer for.
-        k: length of the lists.
-        tasks: the tasks whose labels to predict.
-        allowed: (N,) bool, the items that may be listed; None: all.
-
-    Returns:
-        Lists (U, k), padded with 0; users without a held-out event are not asked and have none.
-        For each task (P,) predictions for the held-out events with a known item.
-    """
-    rows = _held_out(histories, split)
-    asked = np.unique(histories.event_user[histories.split == SPLITS.index(split)])
-    known = histories.before(split).rows(asked)
-    lists = np.zeros((len(histories), k), np.int32)
-    if len(asked):
-        found, _ = recommender.top_k(known, k=k, allowed=allowed)
-        lists[asked] = np.maximum(found, 0)
-    predictions = {task: np.zeros(0, np.float32) for task in tasks}
-    if len(rows) and tasks:
-        position = np.searchsorted(asked, histories.event_user[rows])
-        context = PairContext(
-            {name: values[rows] for name, values in histories.numbers.items()},
-            {name: codes[rows] for name, codes in histories.categories.items()},
-        )
-        scored = recommender.score_pairs(
-            known, position, histories.item_index[rows], context=context
-        )
-        predictions = {task: scored[task].astype(np.float32) for task in tasks}
-    return lists, predictions
-
-
 def ask_model(
     config: Config,
     *,
@@ -262,9 +158,11 @@ def ask_model(
         split: baselines.candidate_items(histories, split, num_items, config.evaluate.candidates)
         for split in splits
     }
-    actors = min(config.score.actors, gpus or max(1, int(cluster_cpus())))
+    parts = [storage.absolute(path) for path in history_files(dataset)]
+    actors = min(config.score.actors, len(parts), gpus or max(1, int(cluster_cpus())))
+    # Not by Ray Data's Parquet reader: for files whose names are known its processes are in vain.
     rows = (
-        ray.data.read_parquet(storage.absolute(storage.join(dataset, "histories")))
+        ray.data.from_items([{"part": path} for path in parts], override_num_blocks=len(parts))
         .map_batches(
             RankUsers,
             fn_constructor_args=(
@@ -273,7 +171,7 @@ def ask_model(
                 allowed,
                 "cuda" if gpus else "cpu",
             ),
-            batch_size=config.score.batch_size,
+            batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=1,
@@ -294,7 +192,7 @@ def ask_model(
             flat = table.column(f"{split}_social").combine_chunks().flatten().to_numpy()
             social[split] = flat.reshape(len(histories), -1)
         flat = table.column(f"{split}_items").combine_chunks().flatten().to_numpy()
-        held_out = _held_out(histories, split)
+        held_out = held_out_rows(histories, split)
         predictions = {}
         for task in tasks:
             values = table.column(f"{split}_task_{task}").combine_chunks().flatten().to_numpy()
@@ -505,9 +403,3 @@ def _item_facts(shipped: Bundle, items: pa.Table) -> ItemFacts:
     train_count[items.column("item_index").to_numpy()] = items.column("train_count").to_numpy()
     text = shipped.vectors.text
     return ItemFacts(train_count, shipped.vectors.content if text is None else text)
-
-
-def _held_out(histories: Histories, split: str) -> NDArray[np.int64]:
-    """Give the positions of the events of a split whose item is known."""
-    chosen = (histories.split == SPLITS.index(split)) & (histories.item_index >= 2)
-    return np.flatnonzero(chosen)

@@ -17,7 +17,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, sparse, special
+from scipy import sparse, special
 
 from mtrec.catalogue import NUM_SPECIAL
 from mtrec.config import LabelTask, RegressionTask
@@ -192,6 +192,8 @@ def fit_join(
             total = columns @ weights
             slope = columns.T @ (special.expit(total) - label)
             return float((np.logaddexp(0.0, total) - label * total).sum()), slope
+
+        from scipy import optimize  # here: only training pays for it
 
         weights = optimize.minimize(loss, np.array([0.0, 1.0, 0.0]), jac=True, method="BFGS").x
     return np.asarray(weights) if weights[2] > 0.0 else None

@@ -51,6 +51,10 @@ def connect(config: RayConfig, address: str | None = None) -> None:
         where = address or os.environ.get("RAY_ADDRESS") or "local"
         local = where == "local"
         _probe(where)
+        if local:
+            # Nobody takes this machine away with a warning: the process that would watch for one
+            # costs a second at every start of training.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         num_cpus = local_cpus(config)
         store = config.object_store_mb
         try:

@@ -1,5 +1,7 @@
 """Small histories by hand or at random, for tests of what is fitted on them."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from mtrec.data.histories import Histories
@@ -38,3 +40,12 @@ def dense(histories: Histories, num_items: int) -> np.ndarray:
     matrix = np.zeros((len(histories), num_items))
     matrix[histories.event_user, histories.item_index] = 1.0
     return matrix
+
+
+def with_held_out(histories: Histories) -> Histories:
+    """Hold out each user's last event for test and the last but one for validation."""
+    split = np.zeros(histories.num_events, np.int8)
+    split[histories.offsets[1:] - 1] = 2
+    long = np.diff(histories.offsets) >= 3
+    split[histories.offsets[1:][long] - 2] = 1
+    return replace(histories, split=split)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from small_histories import with_held_out
 
 from mtrec import storage
 from mtrec.bundle import load_bundle
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
     from small_bundle import Small
 
     from mtrec.config import Config
-
-
-def _split(histories: Histories) -> Histories:
-    """Hold out each user's last event for test and the last but one for validation."""
-    split = np.zeros(histories.num_events, np.int8)
-    split[histories.offsets[1:] - 1] = 2
-    long = np.diff(histories.offsets) >= 3
-    split[histories.offsets[1:][long] - 2] = 1
-    return replace(histories, split=split)
 
 
 def _dataset(small: "Small", folder: Path, histories: Histories) -> str:
@@ -49,61 +41,16 @@ def _config(small: "Small", **evaluate: object) -> "Config":
     return small.config.model_copy(update={"evaluate": section})
 
 
-def test_an_answer_uses_only_events_before_the_split(small: "Small") -> None:
-    from mtrec.evaluate import answer
-    from mtrec.recommender import Recommender
-
-    recommender = Recommender(load_bundle(small.path))
-    histories = _split(small.histories)
-    lists, predictions = answer(recommender, histories, "test", k=4, tasks=["stars"])
-    known = histories.before("test")
-    expected, _ = recommender.top_k(known.rows([5]), k=4)
-    assert lists[5].tolist() == np.maximum(expected[0], 0).tolist()
-    # What comes after the split decides nothing.
-    item_index = np.where(histories.split == 2, 2, histories.item_index).astype(np.int32)
-    again, _ = answer(
-        recommender, replace(histories, item_index=item_index), "test", k=4, tasks=["stars"]
-    )
-    np.testing.assert_array_equal(again, lists)
-    assert len(predictions["stars"]) == int((histories.split == 2).sum())
-
-
-def test_lists_hold_nothing_of_the_history_and_unasked_users_have_none(small: "Small") -> None:
-    from mtrec.evaluate import answer
-    from mtrec.recommender import Recommender
-
-    histories = _split(small.histories)
-    recommender = Recommender(load_bundle(small.path))
-    lists, _ = answer(recommender, histories, "validation", k=4, tasks=[])
-    known = histories.before("validation")
-    for user in range(len(histories)):
-        seen = known.item_index[known.offsets[user] : known.offsets[user + 1]]
-        assert not np.isin(lists[user], seen).any()
-    assert (lists[3] == 0).all()  # one event only: nothing held out for validation
-    assert (lists[5] >= 2).all()
-
-
-def test_an_evaluated_bundle_knows_the_popularity_of_train_only(small: "Small") -> None:
-    from mtrec.evaluate import as_evaluated
-
-    bundle = load_bundle(small.path)
-    config = small.config.model_copy(
-        update={"score": small.config.score.model_copy(update={"weights": {"like": 1.0}})}
-    )
-    evaluated = as_evaluated(bundle, config)
-    assert evaluated.popular.tolist() == [0, 0] + [1] * 12
-    assert evaluated.config.score.weights == {"like": 1.0}
-
-
 def test_samples_are_asked_with_what_was_known_before_test(small: "Small") -> None:
+    from mtrec.answers import as_evaluated
     from mtrec.comparison import Draws
     from mtrec.dial import measure_dial
-    from mtrec.evaluate import _item_facts, as_evaluated, look_closer
+    from mtrec.evaluate import _item_facts, look_closer
     from mtrec.recommender import Recommender
     from mtrec.removal import removal_test
 
     config = _config(small, explanations=5, dial=[0.0, 1.0], dial_users=4)
-    shipped, histories = load_bundle(small.path), _split(small.histories)
+    shipped, histories = load_bundle(small.path), with_held_out(small.histories)
     facts = _item_facts(shipped, pq.read_table(small.dataset / "items.parquet"))
     found = look_closer(config, shipped, histories, facts)
 
@@ -123,14 +70,14 @@ def test_samples_that_are_not_wanted_are_not_taken(small: "Small") -> None:
     config = _config(small, explanations=0, dial=[])
     shipped = load_bundle(small.path)
     facts = _item_facts(shipped, pq.read_table(small.dataset / "items.parquet"))
-    assert look_closer(config, shipped, _split(small.histories), facts) == {}
+    assert look_closer(config, shipped, with_held_out(small.histories), facts) == {}
 
 
 @pytest.mark.ray
 def test_evaluate_writes_report_and_page(small: "Small", tmp_path: Path, ray_local: None) -> None:
     from mtrec.evaluate import evaluate
 
-    dataset = _dataset(small, tmp_path / "dataset", _split(small.histories))
+    dataset = _dataset(small, tmp_path / "dataset", with_held_out(small.histories))
     config = _config(small, max_dense_items=5)
     manifest = evaluate(
         config,
@@ -153,10 +100,10 @@ def test_evaluate_writes_report_and_page(small: "Small", tmp_path: Path, ray_loc
     assert report["dial"]["points"][0]["diversity@4"] == report["model"]["click"]["diversity@4"]
     assert "</html>" in (tmp_path / "report" / "report.html").read_text()
     # The model's figures are those of its answers, whatever the parts and batches.
-    from mtrec.evaluate import answer, as_evaluated
+    from mtrec.answers import answer, as_evaluated
     from mtrec.recommender import Recommender
 
-    histories = _split(small.histories)
+    histories = with_held_out(small.histories)
     recommender = Recommender(as_evaluated(load_bundle(small.path), config))
     lists, predictions = answer(recommender, histories, "test", k=4, tasks=["stars", "like"])
     last = histories.offsets[1:] - 1
@@ -224,7 +171,7 @@ def test_baselines_that_read_text_are_left_out_aloud_where_there_is_none(small: 
 
     config = _config(small, baselines=["popularity", "text_nearest"])
     answered = {"test": {}}
-    _, notes = ask_baselines(config, _split(small.histories), 14, answered)
+    _, notes = ask_baselines(config, with_held_out(small.histories), 14, answered)
     assert notes == ["text_nearest was left out: the items have no text"]
     assert set(answered["test"]) == {"popularity"}
 

@@ -1,0 +1,69 @@
+"""What the model says of held-out events comes from the events before them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from small_histories import with_held_out
+
+from mtrec.answers import RankUsers, answer, as_evaluated
+from mtrec.bundle import load_bundle
+from mtrec.recommender import Recommender
+
+if TYPE_CHECKING:
+    from small_bundle import Small
+
+
+def test_an_answer_uses_only_events_before_thewith_held_out(small: "Small") -> None:
+    recommender = Recommender(load_bundle(small.path))
+    histories = with_held_out(small.histories)
+    lists, predictions = answer(recommender, histories, "test", k=4, tasks=["stars"])
+    known = histories.before("test")
+    expected, _ = recommender.top_k(known.rows([5]), k=4)
+    assert lists[5].tolist() == np.maximum(expected[0], 0).tolist()
+    # What comes after the split decides nothing.
+    item_index = np.where(histories.split == 2, 2, histories.item_index).astype(np.int32)
+    again, _ = answer(
+        recommender, replace(histories, item_index=item_index), "test", k=4, tasks=["stars"]
+    )
+    np.testing.assert_array_equal(again, lists)
+    assert len(predictions["stars"]) == int((histories.split == 2).sum())
+
+
+def test_lists_hold_nothing_of_the_history_and_unasked_users_have_none(small: "Small") -> None:
+    histories = with_held_out(small.histories)
+    recommender = Recommender(load_bundle(small.path))
+    lists, _ = answer(recommender, histories, "validation", k=4, tasks=[])
+    known = histories.before("validation")
+    for user in range(len(histories)):
+        seen = known.item_index[known.offsets[user] : known.offsets[user + 1]]
+        assert not np.isin(lists[user], seen).any()
+    assert (lists[3] == 0).all()  # one event only: nothing held out for validation
+    assert (lists[5] >= 2).all()
+
+
+def test_an_evaluated_bundle_knows_the_popularity_of_train_only(small: "Small") -> None:
+    bundle = load_bundle(small.path)
+    config = small.config.model_copy(
+        update={"score": small.config.score.model_copy(update={"weights": {"like": 1.0}})}
+    )
+    evaluated = as_evaluated(bundle, config)
+    assert evaluated.popular.tolist() == [0, 0] + [1] * 12
+    assert evaluated.config.score.weights == {"like": 1.0}
+
+
+def test_parts_are_answered_batch_by_batch_as_a_whole(small: "Small", tmp_path: Path) -> None:
+    histories = with_held_out(small.histories)
+    paths = [str(tmp_path / f"part-{at}.parquet") for at in range(3)]
+    for path, rows in zip(paths, ([0, 1], [], [2, 3, 4, 5, 6]), strict=True):
+        pq.write_table(histories.rows(rows).to_table(), path)
+    score = small.config.score.model_copy(update={"batch_size": 2})
+    config = small.config.model_copy(update={"score": score})
+    actor = RankUsers(small.path, config, {"test": None, "validation": None}, "cpu")
+
+    found = pa.concat_tables(list(actor(pa.table({"part": paths}))))
+
+    assert found.sort_by("user_id").equals(actor.answer(histories.to_table()).sort_by("user_id"))
