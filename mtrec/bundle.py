@@ -8,9 +8,9 @@ reader checks every file against the manifest before it trusts one. Nothing here
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,6 +43,10 @@ CURRENT = "CURRENT"
 """Name of the text file in `bundles/` that holds the newest good version."""
 
 _VERSION = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9A-Za-z_]{1,8}(-[0-9]+)?")
+# What a pointer outside `bundles/` may hold besides: an absolute path or a URI, on one line.
+_PLACE = re.compile(r"(/|[a-z0-9]+://)[^\x00-\x1f]+")
+_POINTER_BYTES = 4096
+_SEARCH = "item_search.npy"
 _ITEM_ARRAYS = ("item_content", "item_collaborative", "item_bias")
 
 
@@ -78,12 +82,15 @@ class ItemArrays:
         collaborative: (N, D) float32.
         bias: (N,) float32.
         text: (N, W), vectors of the text encoder, zeros for items without text; None: no text.
+        search: (N, D + K) float32, what retrieval searches: the sum of the first two and, where the
+            bundle has them, the K factors of iALS. Made when a bundle is written.
     """
 
     content: NDArray[np.float32]
     collaborative: NDArray[np.float32]
     bias: NDArray[np.float32]
     text: NDArray[np.floating] | None = None
+    search: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,96 +182,152 @@ def save_bundle(
     num_items = items.num_rows + NUM_SPECIAL
     assert num_items == sizes.num_items == len(vectors.bias), "one vector for each item"
     created = datetime.now(UTC)
-    version = _free_version(bundles, f"{created:%Y%m%d-%H%M%S}-{key[:8]}")
+    histories = history_files(dataset)
+
+    def fill(folder: str) -> None:
+        weights = {
+            # Cloned: safetensors refuses tensors that share memory.
+            name: value.detach().cpu().contiguous().clone()
+            for name, value in model.state_dict().items()
+        }
+        # Not by `save_file`: that makes it for its owner alone, and servers run as somebody
+        # else; and it does not say that the disk is full as the others do.
+        storage.write_bytes(os.path.join(folder, "weights.safetensors"), save(weights))
+        for name in _ITEM_ARRAYS:
+            values = np.asarray(getattr(vectors, name.removeprefix("item_")), np.float32)
+            np.save(os.path.join(folder, f"{name}.npy"), values, allow_pickle=False)
+        np.save(
+            os.path.join(folder, _SEARCH),
+            search_vectors(vectors.content, vectors.collaborative, ials),
+            allow_pickle=False,
+        )
+        if vectors.text is not None:
+            text = np.asarray(vectors.text, np.float16)
+            np.save(os.path.join(folder, "item_text.npy"), text, allow_pickle=False)
+        for prefix, part in (
+            ("item_item", item_item),
+            ("ials", ials),
+            ("factors", factors.factors if factors is not None else None),
+        ):
+            for name, array in part.to_arrays().items() if part is not None else ():
+                place = os.path.join(folder, f"{prefix}_{name}.npy")
+                np.save(place, array, allow_pickle=False)
+        pq.write_table(items, os.path.join(folder, "items.parquet"))
+        pq.write_table(_popular(histories, items), os.path.join(folder, "popular.parquet"))
+        build_user_store(
+            os.path.join(folder, "users"),
+            histories,
+            read_table(storage.join(dataset, "users.parquet")),
+            transform,
+            max_events=config.model.kept_events,
+            text=user_text,
+            social=social,
+        )
+        description = {
+            "config": config.model_dump(mode="json"),
+            "sizes": sizes.to_json(),
+            "encoder": _encoder_to_json(encoder),
+            "fitted_on": list(fitted_on),
+            "created": created.isoformat(timespec="seconds"),
+        }
+        for name, tree in (
+            ("config.json", description),
+            ("transform.json", transform.to_json()),
+            ("metrics.json", dict(metrics or {})),
+            *_factors_tree(factors),
+        ):
+            storage.write_json(os.path.join(folder, name), tree)
+
+    return write_version(
+        bundles,
+        fill,
+        key=key,
+        parents=parents,
+        details={
+            "num_items": items.num_rows,
+            "fitted_on": list(fitted_on),
+            "encoder": _encoder_to_json(encoder),
+        },
+    )
+
+
+def search_vectors(
+    content: NDArray[np.float32],
+    collaborative: NDArray[np.float32],
+    ials: ImplicitFactors | None,
+) -> NDArray[np.float32]:
+    """Give what retrieval searches, see `ItemArrays`: (N, D + K) float32."""
+    fused: NDArray[np.float32] = np.asarray(content, np.float32) + np.asarray(
+        collaborative, np.float32
+    )
+    return fused if ials is None else np.concatenate([fused, ials.items], axis=1)
+
+
+def write_version(
+    bundles: str,
+    fill: Callable[[str], None],
+    *,
+    key: str,
+    parents: Mapping[str, str] | None,
+    details: Mapping[str, Any],
+) -> str:
+    """Write a new bundle version whole, point `CURRENT` at it and give the version's name.
+
+    Args:
+        bundles: folder or URI that holds the versions.
+        fill: writes the files into an empty local folder.
+        key: hash of the work; its first 8 characters end the version's name.
+        parents: ids of the artifacts that it was made from.
+        details: for the manifest.
+    """
+    version = _free_version(bundles, f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{key[:8]}")
     target = storage.join(bundles, version)
     with storage.write_artifact(target, kind=KIND, key=key, parents=parents) as writer:
         system, inner = storage.filesystem(writer.path)
         local = storage.is_local(writer.path)
         # The user store is built in memory maps: for a URI in a local folder first.
         with nullcontext(inner) if local else tempfile.TemporaryDirectory() as folder:
-            histories = history_files(dataset)
-            weights = {
-                # Cloned: safetensors refuses tensors that share memory.
-                name: value.detach().cpu().contiguous().clone()
-                for name, value in model.state_dict().items()
-            }
-            # Not by `save_file`: that makes it for its owner alone, and servers run as somebody
-            # else; and it does not say that the disk is full as the others do.
-            storage.write_bytes(os.path.join(folder, "weights.safetensors"), save(weights))
-            for name in _ITEM_ARRAYS:
-                values = np.asarray(getattr(vectors, name.removeprefix("item_")), np.float32)
-                np.save(os.path.join(folder, f"{name}.npy"), values, allow_pickle=False)
-            if vectors.text is not None:
-                text = np.asarray(vectors.text, np.float16)
-                np.save(os.path.join(folder, "item_text.npy"), text, allow_pickle=False)
-            for prefix, part in (
-                ("item_item", item_item),
-                ("ials", ials),
-                ("factors", factors.factors if factors is not None else None),
-            ):
-                for name, array in part.to_arrays().items() if part is not None else ():
-                    place = os.path.join(folder, f"{prefix}_{name}.npy")
-                    np.save(place, array, allow_pickle=False)
-            pq.write_table(items, os.path.join(folder, "items.parquet"))
-            pq.write_table(_popular(histories, items), os.path.join(folder, "popular.parquet"))
-            build_user_store(
-                os.path.join(folder, "users"),
-                histories,
-                read_table(storage.join(dataset, "users.parquet")),
-                transform,
-                max_events=config.model.kept_events,
-                text=user_text,
-                social=social,
-            )
-            description = {
-                "config": config.model_dump(mode="json"),
-                "sizes": sizes.to_json(),
-                "encoder": _encoder_to_json(encoder),
-                "fitted_on": list(fitted_on),
-                "created": created.isoformat(timespec="seconds"),
-            }
-            for name, tree in (
-                ("config.json", description),
-                ("transform.json", transform.to_json()),
-                ("metrics.json", dict(metrics or {})),
-                *_factors_tree(factors),
-            ):
-                storage.write_json(os.path.join(folder, name), tree)
+            fill(folder)
             if not local:
                 fs.copy_files(folder, inner, destination_filesystem=system)
-        writer.details = {
-            "version": version,
-            "num_items": items.num_rows,
-            "fitted_on": list(fitted_on),
-            "encoder": _encoder_to_json(encoder),
-        }
+        writer.details = {"version": version, **details}
     storage.write_bytes(storage.join(bundles, CURRENT), version.encode() + b"\n")
     return version
 
 
 def find_bundle(path: str) -> str:
-    """Give the folder of the version that a path means: itself, or what its `CURRENT` names.
+    """Give the folder of the version that a path means: itself, or what a pointer names.
+
+    Args:
+        path: a version's folder, a folder of versions with a `CURRENT`, or a pointer: a text file
+            with the name of a version beside it, or with the absolute path or URI of one.
 
     Raises:
-        ArtifactError: the path holds neither a bundle nor a `CURRENT` that names one.
+        ArtifactError: the path holds neither a bundle nor a pointer to one.
         OSError: the storage cannot be asked; `storage.explained` says what to do.
     """
-    if storage.exists(storage.join(path, storage.MANIFEST)):
+    if storage.is_file(path):
+        pointer, versions = path, storage.parent(path)
+    elif storage.exists(storage.join(path, storage.MANIFEST)):
         return path
+    else:
+        pointer, versions = storage.join(path, CURRENT), path
     try:
-        raw = storage.read_bytes(storage.join(path, CURRENT))
+        raw = storage.read_bytes(pointer)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise ArtifactError(
             f"{path} holds no bundle: neither {storage.MANIFEST} nor {CURRENT} found\n"
             "give a version's folder or the bundles/ folder of a run; `mtrec train` makes one"
         ) from error
-    version = raw.decode("utf-8", "replace").strip()
-    if not _VERSION.fullmatch(version):
-        raise ArtifactError(
-            f'{storage.join(path, CURRENT)} is damaged: found "{version[:60]}", expected the name '
-            "of a version\nwrite the name of a version's folder into it, or train again"
-        )
-    return storage.join(path, version)
+    named = raw[:_POINTER_BYTES].decode("utf-8", "replace").strip()
+    if _VERSION.fullmatch(named):
+        return storage.join(versions, named)
+    if pointer == path and _PLACE.fullmatch(named):
+        return named
+    raise ArtifactError(
+        f'{pointer} is damaged: found "{named[:60]}", expected the name '
+        "of a version\nwrite the name of a version's folder into it, or train again"
+    )
 
 
 def remove_unfinished(bundles: str) -> None:
@@ -304,23 +367,24 @@ def _read(folder: str, place: str) -> Bundle:
         return storage.read_json(os.path.join(folder, name))
 
     def array(name: str) -> NDArray[Any]:
-        values: NDArray[Any] = np.load(os.path.join(folder, name), allow_pickle=False)
+        # Mapped, each page private once it is written to, which none is: processes of one machine
+        # that serve the same bundle share what it takes.
+        place = os.path.join(folder, name)
+        values: NDArray[Any] = np.load(place, mmap_mode="c", allow_pickle=False)
         return values
 
     description = tree("config.json")
     config = parse_config(description["config"], name="config.json")
     sizes = ModelSizes.from_json(description["sizes"])
     model = build_model(config.model, config.tasks, sizes)
-    model.load_state_dict(load_file(os.path.join(folder, "weights.safetensors")))
+    # Assigned, not copied: the weights stay mapped.
+    model.load_state_dict(load_file(os.path.join(folder, "weights.safetensors")), assign=True)
     model.eval()
     items = read_table(os.path.join(folder, "items.parquet"))
     ids = items.column("item_id").to_pylist()
     content, collaborative, bias = (array(f"{name}.npy") for name in _ITEM_ARRAYS)
     has_text = os.path.exists(os.path.join(folder, "item_text.npy"))
-    text = None
-    if has_text:
-        # Mapped: only requests for what resembles a text read it.
-        text = np.load(os.path.join(folder, "item_text.npy"), mmap_mode="r", allow_pickle=False)
+    text = array("item_text.npy") if has_text else None
     item_item = None
     if os.path.exists(os.path.join(folder, "item_item_data.npy")):
         names = ("indptr", "indices", "data")
@@ -344,10 +408,11 @@ def _read(folder: str, place: str) -> Bundle:
             joined["length"],
             {task: np.array(weights, np.float64) for task, weights in joined["weights"].items()},
         )
+    is_fused = os.path.exists(os.path.join(folder, _SEARCH))
+    search = array(_SEARCH) if is_fused else search_vectors(content, collaborative, ials)
     shape = (sizes.num_items, config.model.embedding_dim)
-    if (content.shape, collaborative.shape, bias.shape) != (shape, shape, shape[:1]) or len(
-        ids
-    ) + NUM_SPECIAL != sizes.num_items:
+    shapes = (content.shape, collaborative.shape, bias.shape, search.shape[:1])
+    if shapes != (shape, shape, shape[:1], shape[:1]) or len(ids) + NUM_SPECIAL != sizes.num_items:
         raise ValueError(f"item arrays do not have {sizes.num_items} rows")
     popular = np.zeros(sizes.num_items, np.int64)
     counts = read_table(os.path.join(folder, "popular.parquet"))
@@ -364,7 +429,7 @@ def _read(folder: str, place: str) -> Bundle:
         transform=FeatureTransform.from_json(tree("transform.json")),
         items=items,
         model=model,
-        vectors=ItemArrays(content, collaborative, bias, text),
+        vectors=ItemArrays(content, collaborative, bias, text, search),
         item_item=item_item,
         ials=ials,
         factors=factors,

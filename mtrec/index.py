@@ -38,14 +38,14 @@ class Found:
 
 
 class ExactIndex:
-    """Find the k items with the largest logit z_i = u . (content_i + collaborative_i) + bias_i.
+    """Find the k items with the largest logit z_i = u . v_i + bias_i.
 
     Ties go to the smaller position. Logits are computed anew for what was found, pair by pair in
     float64, so that they depend on neither the block nor the device.
 
     Args:
-        content: (N, D) float32, rows 0 and 1 are never found.
-        collaborative: (N, D) float32.
+        vectors: (N, D) float32, rows 0 and 1 are never found; not copied on a CPU, so that
+            processes may share the pages of a memory map.
         bias: (N,) float32.
         device: where the matrix product runs.
         block_bytes: the logits of one block of users take at most so much memory (one user's
@@ -56,18 +56,20 @@ class ExactIndex:
 
     def __init__(
         self,
-        content: NDArray[np.float32],
-        collaborative: NDArray[np.float32],
+        vectors: NDArray[np.float32],
         bias: NDArray[np.float32],
         *,
         device: str = "cpu",
         block_bytes: int = 64 << 20,
     ) -> None:
-        assert content.shape == collaborative.shape and bias.shape == content.shape[:1]
-        self._vectors = np.asarray(content, np.float32) + np.asarray(collaborative, np.float32)
+        assert bias.shape == vectors.shape[:1]
+        self._vectors = np.asarray(vectors, np.float32)
         self._bias = np.array(bias, np.float32)
         self._device = torch.device(device)
         self._vectors_on_device = torch.from_numpy(self._vectors).to(self._device)
+        masked = self._bias.copy()
+        masked[:NUM_SPECIAL] = -np.inf
+        self._masked_bias = torch.from_numpy(masked).to(self._device)
         self._block = max(1, block_bytes // (4 * max(1, len(self._bias))))
 
     @property
@@ -156,11 +158,8 @@ class ExactIndex:
         self, users: NDArray[np.float32], added: sparse.csr_array | None
     ) -> torch.Tensor:
         """Give the logits of the whole catalogue (B, N), -inf for the special rows."""
-        usable = np.ones(self.num_rows, bool)
-        usable[:NUM_SPECIAL] = False
-        bias = torch.from_numpy(np.where(usable, self._bias, -np.inf)).to(self._device)
         queries = torch.from_numpy(np.ascontiguousarray(users, np.float32)).to(self._device)
-        logits = torch.addmm(bias, queries, self._vectors_on_device.T)
+        logits = torch.addmm(self._masked_bias, queries, self._vectors_on_device.T)
         if added is not None:
             logits += torch.from_numpy(added.toarray()).to(self._device)
         return logits

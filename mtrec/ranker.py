@@ -117,6 +117,22 @@ class RankedLists:
     tasks: dict[str, NDArray[np.float64]]
 
 
+class _Part:
+    """Item vectors (N, D) that are a part of the logit, and their mean over the catalogue."""
+
+    def __init__(self, vectors: NDArray[np.float32]) -> None:
+        self.vectors = vectors
+        known = vectors[NUM_SPECIAL:]
+        self._mean = (
+            known.mean(axis=0, dtype=np.float64) if len(known) else np.zeros(vectors.shape[1])
+        )
+
+    def relative(self, item_index: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Give vectors minus the mean: (C, D) float64."""
+        found: NDArray[np.float64] = self.vectors[item_index] - self._mean
+        return found
+
+
 class Ranker:
     """Rank with the model and the vectors of a bundle; read-only, to be shared by threads.
 
@@ -152,21 +168,13 @@ class Ranker:
                 for values in (arrays.content, arrays.collaborative, arrays.bias)
             )
         )
-        self._content, self._collaborative = arrays.content, arrays.collaborative
-        if bundle.ials is not None:
-            wide = bundle.ials.items
-            self._content = np.concatenate([self._content, np.zeros_like(wide)], axis=1)
-            self._collaborative = np.concatenate([self._collaborative, wide], axis=1)
-        self._index = ExactIndex(self._content, self._collaborative, arrays.bias, device=device)
+        self._index = ExactIndex(arrays.search, arrays.bias, device=device)
         self._by_popularity = np.lexsort((self._tie_rank, -bundle.popular))
         # In a catalogue without any content, what behaviour taught tells what is alike.
         self.likeness = arrays.content if arrays.content.any() else arrays.collaborative
-        self._mean_content, self._mean_collaborative = (
-            values[NUM_SPECIAL:].mean(axis=0, dtype=np.float64)
-            if len(values) > NUM_SPECIAL
-            else np.zeros(values.shape[1])
-            for values in (self._content, self._collaborative)
-        )
+        self._parts = [_Part(arrays.content), _Part(arrays.collaborative)]
+        if bundle.ials is not None:
+            self._parts.append(_Part(bundle.ials.items))
 
     @property
     def is_exact(self) -> bool:
@@ -309,9 +317,11 @@ class Ranker:
         |content| / (|content| + |collaborative|); 0.5 where both are 0. What the user's items add
         to the logits, (N,), is collaborative.
         """
-        wide = user.astype(np.float64)
-        content = np.abs((self._content[item_index] - self._mean_content) @ wide)
-        collaborative = (self._collaborative[item_index] - self._mean_collaborative) @ wide
+        wide, dim = user.astype(np.float64), self._parts[0].vectors.shape[1]
+        content = np.abs(self._parts[0].relative(item_index) @ wide[:dim])
+        collaborative = self._parts[1].relative(item_index) @ wide[:dim]
+        for part in self._parts[2:]:
+            collaborative += part.relative(item_index) @ wide[dim:]
         if added is not None:
             collaborative += added[item_index] - added[NUM_SPECIAL:].mean(dtype=np.float64)
         collaborative = np.abs(collaborative)

@@ -136,6 +136,18 @@ def base_name(path: str) -> str:
     return _split_query(path)[0].rstrip("/").rpartition("/")[2]
 
 
+def parent(path: str) -> str:
+    """Give the folder that holds a path or URI."""
+    place, query = _split_query(path)
+    return (place.rstrip("/").rpartition("/")[0] or ".") + query
+
+
+def is_file(path: str) -> bool:
+    """Tell whether a file is there, not a folder."""
+    system, inner = filesystem(path)
+    return bool(system.get_file_info(inner).type == fs.FileType.File)
+
+
 def beside(path: str, inner: str) -> str:
     """Give the path or URI of another file on the file system of `path`.
 

@@ -44,6 +44,55 @@ def test_bundles_folder_follows_current(small: Small) -> None:
     assert load_bundle(str(small.bundles)).version == small.version
 
 
+def test_a_pointer_file_names_a_version_beside_it_or_a_place(
+    small: Small, copy: Path, tmp_path: Path
+) -> None:
+    beside, elsewhere = copy / "LIVE", tmp_path / "pointers" / "shop"
+    beside.write_text(f"{small.version}\n")
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(f"{copy}/{small.version}\n")
+
+    assert find_bundle(str(copy / "CURRENT")) == f"{copy}/{small.version}"
+    assert find_bundle(str(beside)) == f"{copy}/{small.version}"
+    assert find_bundle(str(elsewhere)) == f"{copy}/{small.version}"
+    assert load_bundle(str(elsewhere)).version == small.version
+
+
+@pytest.mark.parametrize("content", ["", "../other", "a b", "x" * 5000, "\n/two\n/lines\n"])
+def test_a_pointer_file_that_names_no_place_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "shop").write_text(content)
+    with pytest.raises(ArtifactError, match="shop is damaged"):
+        find_bundle(str(tmp_path / "shop"))
+
+
+def test_what_is_searched_is_the_sum_of_content_and_collaborative(small: Small) -> None:
+    vectors = load_bundle(small.path).vectors
+
+    np.testing.assert_array_equal(vectors.search, vectors.content + vectors.collaborative)
+
+
+def test_a_bundle_from_before_it_held_what_is_searched_opens(small: Small, copy: Path) -> None:
+    place = f"{copy}/{small.version}"
+    manifest = storage.read_json(f"{place}/manifest.json")
+    del manifest["files"]["item_search.npy"]
+    (Path(place) / "item_search.npy").unlink()
+    storage.write_json(f"{place}/manifest.json", manifest)
+
+    vectors = load_bundle(place).vectors
+    np.testing.assert_array_equal(vectors.search, load_bundle(small.path).vectors.search)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_vectors_and_weights_are_mapped_so_that_processes_share_them(small: Small) -> None:
+    bundle = load_bundle(small.path)
+    mapped = Path("/proc/self/maps").read_text()
+
+    assert isinstance(bundle.vectors.search, np.memmap)
+    for name in ("item_search", "item_content", "item_collaborative", "item_bias", "item_text"):
+        assert f"{small.path}/{name}.npy" in mapped
+    assert f"{small.path}/weights.safetensors" in mapped
+
+
 @pytest.mark.parametrize("uri", ["", "file://"])
 def test_versions_that_killed_runs_were_writing_go(small: Small, copy: Path, uri: str) -> None:
     for name in ("20260101-000000-abc.writing-0123", "20260101-000001-abc", "mine"):

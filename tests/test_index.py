@@ -60,7 +60,7 @@ def test_search_equals_brute_force_with_many_ties(
     exclude = [rng.permutation(num_items)[: rng.integers(0, num_items)] for _ in range(num_users)]
     allowed = rng.random(num_items) < 0.5 if is_filtered else np.ones(num_items, bool)
     added = (rng.integers(-1, 2, (num_users, num_items)) * has_added).astype(np.float32)
-    index = ExactIndex(content, collaborative, bias, block_bytes=block_bytes)
+    index = ExactIndex(content + collaborative, bias, block_bytes=block_bytes)
     found = index.search(
         users,
         k,
@@ -91,7 +91,7 @@ def test_search_equals_brute_force_on_real_numbers(num_items: int, num_users: in
     collaborative = np.zeros_like(content)
     bias = rng.normal(size=num_items).astype(np.float32)
     users = rng.normal(size=(num_users, 8)).astype(np.float32)
-    index = ExactIndex(content, collaborative, bias, block_bytes=4 * num_items * 5)
+    index = ExactIndex(content + collaborative, bias, block_bytes=4 * num_items * 5)
     found = index.search(users, k)
     everything, nothing = np.ones(num_items, bool), np.zeros((num_users, num_items), np.float32)
     expected = brute_force(
@@ -103,7 +103,7 @@ def test_search_equals_brute_force_on_real_numbers(num_items: int, num_users: in
 
 def test_user_with_everything_excluded_gets_an_empty_list() -> None:
     ones = np.ones((5, 2), np.float32)
-    found = ExactIndex(ones, ones, np.zeros(5, np.float32)).search(
+    found = ExactIndex(2.0 * ones, np.zeros(5, np.float32)).search(
         np.ones((1, 2), np.float32), 3, exclude=[np.array([2, 3, 4])]
     )
     assert found.item_index.tolist() == [[-1, -1, -1]]
@@ -112,7 +112,7 @@ def test_user_with_everything_excluded_gets_an_empty_list() -> None:
 
 def test_largest_logit_leaves_out_excluded_items_but_not_filtered_ones() -> None:
     content = np.array([[9], [9], [5], [3], [1]], np.float32)
-    index = ExactIndex(content, np.zeros_like(content), np.zeros(5, np.float32))
+    index = ExactIndex(content, np.zeros(5, np.float32))
     found = index.search(
         np.ones((1, 1), np.float32),
         2,
@@ -128,8 +128,8 @@ def test_logits_do_not_depend_on_the_block() -> None:
     content, collaborative = rng.normal(size=(2, 300, 16)).astype(np.float32)
     users = rng.normal(size=(40, 16)).astype(np.float32)
     bias = np.zeros(300, np.float32)
-    whole = ExactIndex(content, collaborative, bias).search(users, 10)
-    singly = ExactIndex(content, collaborative, bias, block_bytes=1).search(users, 10)
+    whole = ExactIndex(content + collaborative, bias).search(users, 10)
+    singly = ExactIndex(content + collaborative, bias, block_bytes=1).search(users, 10)
     assert np.array_equal(whole.item_index, singly.item_index)
     assert np.array_equal(whole.logit, singly.logit)
 
@@ -142,7 +142,7 @@ def test_log_shares_are_a_softmax_over_what_is_not_excluded() -> None:
     rng = np.random.default_rng(3)
     content, users = (rng.normal(size=(n, 4)).astype(np.float32) for n in (12, 3))
     bias = rng.normal(size=12).astype(np.float32)
-    index = ExactIndex(content, np.zeros_like(content), bias, block_bytes=1)
+    index = ExactIndex(content, bias, block_bytes=1)
     shares = index.log_shares(users, np.array([3, 7]), exclude=np.array([2, 9]))
     for user, share in zip(users, shares, strict=True):
         weights = np.exp(content.astype(float) @ user.astype(float) + bias)
@@ -154,7 +154,7 @@ def test_log_shares_are_a_softmax_over_what_is_not_excluded() -> None:
 def test_a_share_of_almost_one_is_not_lost_in_rounding() -> None:
     """Two logits near 100, which float32 knows to 1e-5, leave the second item a share of 1e-6."""
     content = np.array([[0.0], [0.0], [301.7], [260.3]], np.float32)
-    index = ExactIndex(content, np.zeros_like(content), np.zeros(4, np.float32))
+    index = ExactIndex(content, np.zeros(4, np.float32))
     user = np.array([[1.0 / 3.0]], np.float32)
     gap = float(user[0, 0]) * float(content[2, 0] - content[3, 0])
     share = index.log_shares(user, np.array([2]))[0, 0]
