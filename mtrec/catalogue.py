@@ -108,7 +108,8 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _rank_ids(ids: Sequence[str], *, has_integer_ids: bool) -> NDArray[np.int64]:
     """Give each position's place in the order of the ids; integers sort as such."""
     rank = np.arange(len(ids) + NUM_SPECIAL, dtype=np.int64)
-    if has_integer_ids:
-        numbers = np.array([int(item_id) for item_id in ids], np.int64)
-        rank[NUM_SPECIAL:][np.argsort(numbers)] = np.arange(NUM_SPECIAL, len(rank))
+    # Items that were added to a bundle stand behind the others, whatever their ids.
+    keys: Sequence[int | str] = [int(item_id) for item_id in ids] if has_integer_ids else ids
+    order = sorted(range(len(ids)), key=keys.__getitem__)
+    rank[NUM_SPECIAL:][order] = np.arange(NUM_SPECIAL, len(rank))
     return rank

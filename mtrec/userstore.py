@@ -212,6 +212,20 @@ class UserStore:
         """Give the ids at positions."""
         return [self._id(int(position)).decode() for position in positions]
 
+    def beginning(self, prefix: str, limit: int) -> list[str]:
+        """Give the first ids that begin with a prefix, in the order of ids."""
+        try:
+            wanted = prefix.encode("utf-8")
+        except UnicodeEncodeError:
+            return []
+        found: list[str] = []
+        for at in range(self._first_from(wanted), self._num_users):
+            user_id = self._id(at)
+            if len(found) == limit or not user_id.startswith(wanted):
+                break
+            found.append(user_id.decode())
+        return found
+
     def histories(self, positions: NDArray[np.int64]) -> Histories:
         """Give the stored events of users, oldest first; none for position -1."""
         known = positions >= 0
@@ -283,6 +297,11 @@ class UserStore:
             wanted = user_id.encode("utf-8")
         except UnicodeEncodeError:  # a lone surrogate from JSON is in no UTF-8 file
             return -1
+        at = self._first_from(wanted)
+        return at if at < self._num_users and self._id(at) == wanted else -1
+
+    def _first_from(self, wanted: bytes) -> int:
+        """Give the position of the first id that is not before `wanted`."""
         low, high = 0, self._num_users
         while low < high:
             middle = (low + high) // 2
@@ -290,7 +309,59 @@ class UserStore:
                 low = middle + 1
             else:
                 high = middle
-        return low if low < self._num_users and self._id(low) == wanted else -1
+        return low
+
+
+def copy_without(path: str, target: str, gone: NDArray[np.int64]) -> None:
+    """Write a store anew without some users, of whom no file of the copy holds anything.
+
+    Args:
+        path: folder of a store.
+        target: folder to write to; made if it is not there.
+        gone: (G,) positions of the users who go.
+    """
+    store = UserStore(path)
+    os.makedirs(target, exist_ok=True)
+    stay = np.setdiff1d(np.arange(len(store)), gone)
+    with_nobody = np.append(stay, len(store))  # features and text have a last row for nobody
+    arrays = {file.removesuffix(".npy") for file in os.listdir(path) if file.endswith(".npy")}
+    done = {"ids", "id_offsets"}
+    ids = [store._id(int(at)) for at in stay]
+    _save(target, "ids", np.frombuffer(b"".join(ids), np.uint8))
+    _save(target, "id_offsets", _offsets(np.array([len(value) for value in ids], np.int64)))
+    for prefix in ("event", "seen"):
+        offsets = np.asarray(_open(path, f"{prefix}_offsets"), np.int64)
+        lengths = np.diff(offsets)[stay]
+        chosen = _spread(offsets[stay], lengths)
+        _save(target, f"{prefix}_offsets", _offsets(lengths))
+        done.add(f"{prefix}_offsets")
+        own = {"seen_items"} if prefix == "seen" else arrays & _event_arrays(store)
+        for name in own:
+            _save(target, name, np.asarray(_open(path, name))[chosen])
+        done |= own
+    social = store.social
+    if social is not None:
+        links = sparse.csr_array(social.links[stay][:, stay])
+        _save(target, "link_offsets", links.indptr.astype(np.int64))
+        _save(target, "links", links.indices.astype(np.int64))
+        _save(target, "social_vectors", np.asarray(social.vectors)[stay])
+        done |= {"link_offsets", "links", "social_vectors"}
+    for name in arrays - done:
+        _save(target, name, np.asarray(_open(path, name))[with_nobody])
+    with open(os.path.join(path, _META), encoding="utf-8") as file:
+        meta = json.load(file)
+    with open(os.path.join(target, _META), "w", encoding="utf-8") as file:
+        json.dump({**meta, "num_users": len(stay)}, file, sort_keys=True)
+
+
+def _event_arrays(store: UserStore) -> set[str]:
+    """Name the arrays with one entry an event."""
+    return {
+        "event_item_index",
+        "event_timestamp",
+        *(NUMBER + name for name in store._numbers),
+        *(CATEGORY + name for name in store._categories),
+    }
 
 
 def _parts(

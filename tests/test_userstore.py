@@ -13,7 +13,7 @@ from small_bundle import Small
 from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import Histories
 from mtrec.errors import ArtifactError
-from mtrec.userstore import UserStore, build_user_store
+from mtrec.userstore import UserStore, build_user_store, copy_without
 
 NOTHING = FeatureTransform()
 
@@ -33,6 +33,55 @@ def histories_of(users: dict[str, list[int]]) -> Histories:
         timestamp=np.arange(len(items), dtype=np.float64),
         split=np.zeros(len(items), np.int8),
     )
+
+
+@pytest.mark.parametrize(
+    ("prefix", "limit", "found"),
+    [
+        ("", 3, ["u0", "u1", "u2"]),
+        ("u", 99, [f"u{at}" for at in range(8)]),
+        ("u5", 5, ["u5"]),
+        ("t", 5, []),
+        ("v", 5, []),
+        ("u", 0, []),
+        ("\ud800", 5, []),
+    ],
+)
+def test_ids_are_found_by_their_beginning(
+    store: UserStore, prefix: str, limit: int, found: list[str]
+) -> None:
+    assert store.beginning(prefix, limit) == found
+
+
+@settings(max_examples=40)
+@given(
+    users=st.dictionaries(st.text(min_size=1, max_size=4), st.lists(st.integers(2, 9), max_size=6)),
+    data=st.data(),
+)
+def test_a_copy_without_some_users_is_the_store_of_the_others(
+    tmp_path_factory: pytest.TempPathFactory, users: dict[str, list[int]], data: st.DataObject
+) -> None:
+    users = {user: users[user] for user in sorted(users, key=lambda user: user.encode())}
+    gone = data.draw(st.sets(st.sampled_from(sorted(users)))) if users else set()
+    folder = tmp_path_factory.mktemp("store")
+
+    def build(name: str, these: dict[str, list[int]]) -> None:
+        pq.write_table(histories_of(these).to_table(), folder / f"{name}.parquet")
+        table = pa.table({"user_id": pa.array(list(these), pa.string())})
+        build_user_store(
+            *(str(folder / name), [str(folder / f"{name}.parquet")], table, NOTHING),
+            max_events=3,
+        )
+
+    build("all", users)
+    build("stay", {user: items for user, items in users.items() if user not in gone})
+    positions = UserStore(str(folder / "all")).find(sorted(gone))
+    copy_without(str(folder / "all"), str(folder / "copy"), positions)
+
+    wanted = {path.name for path in (folder / "stay").iterdir()}
+    assert {path.name for path in (folder / "copy").iterdir()} == wanted
+    for name in wanted - {"event_timestamp.npy"}:  # `histories_of` counts them from the start
+        assert (folder / "copy" / name).read_bytes() == (folder / "stay" / name).read_bytes(), name
 
 
 def test_stored_events_are_the_latest_ones_of_known_items(small: Small, store: UserStore) -> None:

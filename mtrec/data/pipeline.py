@@ -64,7 +64,7 @@ from mtrec.dataconfig import GlobalTimeSplit, ItemsTable, NumberColumn, UsersTab
 from mtrec.errors import DataError
 from mtrec.runlog import timed
 from mtrec.storage import Manifest
-from mtrec.text.templates import render_template
+from mtrec.text.templates import render_rows
 
 logger = logging.getLogger("mtrec.data")
 
@@ -439,7 +439,7 @@ class _Preparation:
         where = pc.index_in(items.column("item_id"), trained.column("item_id").combine_chunks())
         counts = pc.fill_null(trained.column("train_count").take(where), 0)
         index = pa.array(np.arange(items.num_rows, dtype=np.int32) + FIRST_KNOWN)
-        texts = _texts(items, self.config.text.item_template)
+        texts = render_rows(items, self.config.text.item_template)
         table = transform.fill_items(items)
         table = table.add_column(1, "item_index", index).add_column(2, "train_count", counts)
         self._write("items.parquet", table.append_column("text", texts))
@@ -452,7 +452,7 @@ class _Preparation:
         columns = {"item_id": items.column("item_id")}
         behaviour = self.config.text.behaviour
         if behaviour is not None:
-            columns["name"] = _texts(items, f"{{{behaviour.item_column}}}")
+            columns["name"] = render_rows(items, f"{{{behaviour.item_column}}}")
         shared = ray.put((self.config, transform, pa.table(columns)))
         done = parts.map_batches(
             partial(_write_part, shared=[shared], folder=self.folder),
@@ -466,7 +466,7 @@ class _Preparation:
     def _write_users(self, users: pa.Table, told: pa.Table, transform: FeatureTransform) -> None:
         """Write every user: columns, profile text, behaviour text."""
         where = pc.index_in(users.column("user_id"), told.column("user_id").combine_chunks())
-        texts = _texts(users, self.config.text.user_template)
+        texts = render_rows(users, self.config.text.user_template)
         table = transform.fill_users(users)
         table = table.append_column("text", texts)
         table = table.append_column("behaviour_text", told.column("behaviour_text").take(where))
@@ -542,14 +542,6 @@ def _all_users(users: pa.Table | None, seen: pa.ChunkedArray) -> pa.Table:
     new = ids.filter(pc.invert(pc.is_in(ids.column("user_id"), users.column("user_id"))))
     both = pa.concat_tables([users, new], promote_options="default")
     return both.sort_by("user_id").combine_chunks()
-
-
-def _texts(table: pa.Table, template: str | None) -> pa.Array:
-    """Render each row's text from what is told of it; null where nothing is."""
-    if template is None:
-        return pa.nulls(table.num_rows, pa.string())
-    texts = [render_template(template, row) or None for row in table.to_pylist()]
-    return pa.array(texts, pa.string())
 
 
 def _to_bytes(table: pa.Table) -> bytes:

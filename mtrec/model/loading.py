@@ -74,10 +74,10 @@ def load_training_data(
         context_categories=list(transform.context_categories),
         labels=_label_scales(config, transform),
     )
-    item_inputs = _feature_inputs(transform.item_features(items), item_text, shift=2)
+    item_inputs = feature_inputs(transform.item_features(items), item_text, shift=2)
     if not sizes.items.text_width:
         item_inputs = _without_text(item_inputs)
-    user_features = _feature_inputs(
+    user_features = feature_inputs(
         transform.user_features(users), np.zeros((users.num_rows, 0), np.float32), shift=0
     ).rows(torch.from_numpy(order))
     cut = users.column("behaviour_cut").to_numpy().astype(np.int64)
@@ -186,7 +186,7 @@ def _distinct_texts(
     return store.lookup(list(row_of)), rows
 
 
-def _feature_inputs(features: Features, text: NDArray[np.float32], *, shift: int) -> FeatureInputs:
+def feature_inputs(features: Features, text: NDArray[np.float32], *, shift: int) -> FeatureInputs:
     """Turn features into tensors, with `shift` rows of zeros (padding, unknown) in front."""
 
     def tensor(values: NDArray[Any], dtype: type) -> torch.Tensor:

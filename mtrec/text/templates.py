@@ -8,6 +8,8 @@ import math
 import re
 from collections.abc import Mapping
 
+import pyarrow as pa
+
 _FIELD = re.compile(r"{([^{}]*)}")
 # Stands for a missing value until brackets and separators around it are gone; no text contains it,
 # because ids and texts with NUL are refused on the way in.
@@ -34,6 +36,14 @@ def render_template(template: str, row: Mapping[str, object]) -> str:
         text = _SEPARATOR_BEFORE.sub("", text)
         text = text.replace(_ABSENT, "")
     return " ".join(text.split())
+
+
+def render_rows(table: pa.Table, template: str | None) -> pa.Array:
+    """Render each row's text from what is told of it; null where nothing is."""
+    if template is None:
+        return pa.nulls(table.num_rows, pa.string())
+    texts = [render_template(template, row) or None for row in table.to_pylist()]
+    return pa.array(texts, pa.string())
 
 
 def _value(value: object) -> str:

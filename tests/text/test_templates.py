@@ -1,6 +1,7 @@
+import pyarrow as pa
 import pytest
 
-from mtrec.text.templates import render_template
+from mtrec.text.templates import render_rows, render_template
 
 MOVIE = "{title} ({year}) | {genres}"
 
@@ -40,3 +41,10 @@ def test_any_language_survives_and_white_space_is_collapsed():
 
 def test_braces_inside_a_value_are_not_filled_again():
     assert render_template("{a} {b}", {"a": "{b}", "b": "x"}) == "{b} x"
+
+
+def test_rows_of_a_table_are_rendered_each_and_nothing_is_null() -> None:
+    table = pa.table({"title": ["Up", None], "genres": [["Air"], []]})
+
+    assert render_rows(table, "{title} | {genres}").to_pylist() == ["Up | Air", None]
+    assert render_rows(table, None).to_pylist() == [None, None]
