@@ -23,7 +23,8 @@ from mtrec.errors import RequestError
 from mtrec.friends import FriendGraph, FriendScorer
 from mtrec.inputs import RequestInputs
 from mtrec.itemitem import interaction_matrix
-from mtrec.query import Limits, Query, QueryReader, read_id, read_ids, read_text
+from mtrec.profile import tell_user
+from mtrec.query import Limits, Query, QueryReader, clip, read_id, read_ids, read_text
 from mtrec.ranker import USERS_PER_BLOCK, Crowd, PairContext, RankedLists, Ranker, Wish
 from mtrec.rerank import cosines, unit_rows
 from mtrec.userstore import UserRows
@@ -281,6 +282,30 @@ class Recommender:
         """Give the columns of items, in the order asked; unknown items are left out."""
         ids = [item_id for item_id in read_ids(item_ids, "item_ids") if item_id in self._catalogue]
         return self._catalogue.describe([self._catalogue.position(item_id) for item_id in ids])
+
+    def find_users(self, prefix: str, limit: int) -> list[str | int]:
+        """List at most `limit` ids of users that begin with `prefix`, in string order."""
+        return [self._source_id(user_id) for user_id in self.bundle.users.beginning(prefix, limit)]
+
+    def user(self, user_id: str | int, limit: int) -> dict[str, Any]:
+        """Tell what is stored of a user: the latest events and the number of items seen.
+
+        Returns:
+            `user_id` and what `profile.tell_user` gives.
+
+        Raises:
+            RequestError: the user is not known (404).
+        """
+        asked = read_id(user_id, "user_id")
+        found = tell_user(self.bundle.users, self._catalogue, asked, limit)
+        if found is None:
+            raise RequestError(
+                f'user "{clip(asked)}" is not among the {len(self.bundle.users)} stored users',
+                code="unknown_user",
+                status=404,
+                field="id",
+            )
+        return {"user_id": self._source_id(asked), **found}
 
     # ---- arrays ---------------------------------------------------------------------------------
 
