@@ -472,6 +472,9 @@ class ScoreConfig(Section):
 class ServeConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    ingress: Literal["python", "haproxy"] | None = None
+    """What takes requests in; `haproxy` is faster, on Linux, and opens side ports. Default: what
+    Ray's two environment variables say, without them `python`."""
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(2, ge=1)
     num_cpus: float = Field(1.0, gt=0.0)
@@ -494,6 +497,13 @@ class ServeConfig(Section):
     """Events in a request's history at most."""
     max_k: int = Field(1000, ge=1)
     """Items in one answer at most."""
+    follow_s: float = Field(10.0, ge=0.0)
+    """How often a replica looks whether the bundle's pointer names another version, in seconds; 0:
+    never."""
+    log_format: Literal["text", "json"] = "text"
+    """Of the log lines of replicas; `json` is one object a line."""
+    access_log: bool = False
+    """One log line a request, with its id."""
 
     @model_validator(mode="after")
     def _check(self) -> "ServeConfig":

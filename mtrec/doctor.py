@@ -19,6 +19,7 @@ import mtrec
 from mtrec import storage
 from mtrec.config import Config, RayConfig, ServeConfig, TextConfig
 from mtrec.errors import MtrecError
+from mtrec.serve.ingress import HALF, MIXED, REMEDY, check_nodes, chosen, side_ports
 
 _PACKAGES = {"ray": "2.60.", "torch": "2.", "transformers": "5.", "pyarrow": "", "pydantic": "2."}
 _DASHBOARD_PORT = 8265
@@ -67,6 +68,7 @@ def examine(address: str | None, config: Config | None = None) -> Iterator[Check
         yield _writable(workdir)
         yield _input_files(config)
     yield _port(serve.port)
+    yield from _ingress(serve.ingress, os.environ)
     yield _dashboard()
     yield _ray_authentication(os.environ, Path.home())
     yield _api_key(serve.host)
@@ -216,6 +218,29 @@ def _port(port: int) -> Check:
     return Check(name, True, "free")
 
 
+def _ingress(wanted: str | None, environment: Mapping[str, str]) -> Iterator[Check]:
+    """Look at what will take requests in, and at the ports that it opens beside."""
+    name = "ingress"
+    ingress = wanted or chosen(environment)
+    if ingress == MIXED:
+        yield Check(name, False, HALF, REMEDY)
+        return
+    if ingress == "python":
+        yield Check(name, True, "Ray Serve's Python proxy; --ingress haproxy is faster")
+        return
+    if not sys.platform.startswith("linux"):
+        yield Check(name, False, "HAProxy comes for Linux only", "serve with --ingress python")
+        return
+    ports = side_ports(environment)
+    told = ", ".join(f"{port} ({purpose})" for port, purpose in ports.items())
+    taken = [port for port in ports if _answers(port)]
+    if taken:
+        remedy = "set RAY_SERVE_HAPROXY_METRICS_PORT and RAY_SERVE_HAPROXY_STATS_PORT to free ones"
+        yield Check(name, False, f"HAProxy; something answers on {taken}", remedy)
+        return
+    yield Check(name, True, f"HAProxy; beside the endpoint it opens {told}: keep them from others")
+
+
 def _dashboard(port: int = _DASHBOARD_PORT) -> Check:
     """Look at the port of Ray's dashboard and jobs: free, or a Ray's."""
     name = f"port {port}"
@@ -298,6 +323,9 @@ def _cluster(address: str | None, settings: RayConfig, config: Config | None) ->
         nodes = rayrun.alive_nodes()
         yield Check("ray", True, f"{len(nodes)} node(s)")
         yield _versions(rayrun.call_on_nodes(versions, nodes))
+        wanted = config.serve.ingress if config is not None else None
+        if len(nodes) > 1 and (wanted or chosen()) == "haproxy":
+            yield _ingress_on(rayrun.call_on_nodes(chosen, nodes))
         cpus, gpus = rayrun.cluster_cpus(), rayrun.cluster_gpus()
         remedy = "" if cpus >= 2 else "training and data need 2 logical CPUs: ray.num_cpus=2"
         yield Check("cpus", cpus >= 2, f"{cpus:.0f} logical", remedy)
@@ -337,6 +365,17 @@ def _versions(found: Mapping[str, Mapping[str, str]]) -> Check:
         remedy = "run one image on all nodes (cluster/Dockerfile)"
         return Check("versions", False, "; ".join(problems), remedy)
     return Check("versions", True, f"{told} on all nodes")
+
+
+def _ingress_on(found: Mapping[str, str]) -> Check:
+    """Look whether every node was started for HAProxy."""
+    name = "ingress on nodes"
+    try:
+        check_nodes("haproxy", {f"node {node[:8]}": there for node, there in found.items()})
+    except MtrecError as error:
+        lines = str(error).splitlines()
+        return Check(name, False, lines[0], lines[-1])
+    return Check(name, True, f"HAProxy on all {len(found)}")
 
 
 def _gpus(count: float, problems: Mapping[str, str]) -> Check:

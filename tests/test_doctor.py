@@ -23,6 +23,32 @@ def test_a_taken_port_is_a_problem_with_a_remedy() -> None:
     assert "--port" in check.remedy
 
 
+def test_haproxys_side_ports_are_named_and_a_taken_one_is_a_problem() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        environment = {"RAY_SERVE_HAPROXY_METRICS_PORT": "1", "RAY_SERVE_HAPROXY_STATS_PORT": "2"}
+        (fine,) = doctor._ingress("haproxy", environment)
+        environment["RAY_SERVE_HAPROXY_STATS_PORT"] = str(port)
+        (taken,) = doctor._ingress("haproxy", environment)
+
+    assert fine.ok and "1 (HAProxy's metrics" in fine.found and "2 (" in fine.found
+    assert not taken.ok and str(port) in taken.found
+    assert "RAY_SERVE_HAPROXY_STATS_PORT" in taken.remedy
+
+
+def test_half_of_haproxys_variables_and_nodes_that_differ_are_problems() -> None:
+    (half,) = doctor._ingress(None, {"RAY_SERVE_ENABLE_HA_PROXY": "1"})
+    (python,) = doctor._ingress(None, {})
+    nodes = doctor._ingress_on({"0123456789": "haproxy", "abcdefghij": "python"})
+
+    assert not half.ok and "every node" in half.remedy
+    assert python.ok and "Python proxy" in python.found
+    assert not nodes.ok and "node abcdefgh" in nodes.found
+    assert doctor._ingress_on({"0123456789": "haproxy"}).ok
+
+
 def test_a_missing_package_is_a_problem_with_a_remedy() -> None:
     check = doctor._package("no-such-package-at-all", "1.")
     assert not check.ok

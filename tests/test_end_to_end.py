@@ -16,15 +16,16 @@ import pytest
 from starlette.testclient import TestClient
 
 from mtrec import storage
+from mtrec.answers import RankUsers
 from mtrec.bundle import load_bundle
 from mtrec.chain import run
 from mtrec.config import Config, label_tasks
 from mtrec.configfile import parse_config
 from mtrec.data.dataset import read_histories
 from mtrec.data.histories import Histories
-from mtrec.evaluate import RankUsers
 from mtrec.recommender import Recommender
-from mtrec.serve.routes import Limits, ModelHost, create_fastapi
+from mtrec.serve.host import ModelHost
+from mtrec.serve.routes import Limits, create_fastapi
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.ray
@@ -144,7 +145,7 @@ def test_evaluation_batch_and_http_agree(which: str, request: pytest.FixtureRequ
         item: at for at, item in enumerate(recommender.bundle.items["item_id"].to_pylist(), 2)
     }
     item_index = np.array([positions[first[user]] for user in histories.user_ids], np.int32)
-    table: pa.Table = RankUsers(bundles, config, {"test": None}, "cpu")(
+    table: pa.Table = RankUsers(bundles, config, {"test": None}, "cpu").answer(
         _with_test_event(histories, item_index).to_table()
     )
     evaluated = {row["user_id"]: row for row in table.to_pylist()}

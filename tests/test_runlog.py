@@ -91,3 +91,23 @@ def test_a_handler_of_others_does_not_keep_ours_away(stream: io.StringIO) -> Non
     event(logging.getLogger("mtrec"), "heard")
 
     assert "heard" in stream.getvalue()
+
+
+def test_as_json_a_line_is_an_object_with_the_events_values(stream: io.StringIO) -> None:
+    configure_logging(stream=stream, as_json=True)
+    logger = logging.getLogger("mtrec.serve")
+
+    event(logger, "request", id="a b", route="/v1/recommend", status=200, ms=1.5)
+    logger.error("bundle.refused path=%s", "/x")
+    try:
+        raise ValueError("毛衣")
+    except ValueError:
+        logger.exception("failed")
+
+    first, second, third = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert (first["event"], first["id"], first["status"], first["ms"]) == (
+        *("request", "a b", 200, 1.5),
+    )
+    assert first["time"].endswith("+00:00")
+    assert (second["level"], second["message"]) == ("error", "bundle.refused path=/x")
+    assert "毛衣" in third["traceback"]

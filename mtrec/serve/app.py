@@ -30,10 +30,14 @@ from mtrec.bundle import find_bundle
 from mtrec.config import ServeConfig
 from mtrec.errors import ConfigError, MtrecError
 from mtrec.query import Limits as QueryLimits
+from mtrec.rayrun import alive_nodes, call_on_nodes, node_name
 from mtrec.recommender import Recommender
 from mtrec.runlog import configure_logging
-from mtrec.serve.routes import Limits, ModelHost, Servable, create_fastapi
+from mtrec.serve.host import ModelHost, Servable
+from mtrec.serve.ingress import check_nodes, chosen
+from mtrec.serve.routes import Limits, create_fastapi
 from mtrec.serve.security import RETRY_AFTER_S
+from mtrec.serve.telemetry import Telemetry
 
 APP_NAME = "mtrec"
 KEY_VARIABLE = "MTREC_API_KEY"
@@ -53,7 +57,7 @@ class ServeArgs(ServeConfig):
     """
 
     bundle: str = Field(min_length=1)
-    """A version's folder or URI, or `bundles/` to follow its `CURRENT`."""
+    """A version's folder or URI, or what points to one and is followed: `bundles/`, or a file."""
     require_key: bool = False
     """Refuse to start where `MTREC_API_KEY` is not set."""
 
@@ -68,7 +72,7 @@ class Endpoint:
     """One replica: loads the bundle, then answers; see `routes`."""
 
     def __init__(self, args: ServeArgs) -> None:
-        configure_logging()
+        configure_logging(as_json=args.log_format == "json")
         key = os.environ.get(KEY_VARIABLE)
         if args.require_key and not key:
             raise ConfigError(
@@ -81,26 +85,39 @@ class Endpoint:
         def load(path: str) -> Servable:
             return Recommender.load(path, threads=threads, limits=query_limits)
 
-        self._host = ModelHost(load)
+        self._host = ModelHost(load, Telemetry())
         self._host.open(args.bundle)
-        self._key = key
+        self._bundle = args.bundle
+        if args.follow_s:
+            self._host.follow(_find, args.follow_s)
+        self._key, self._access_log = key, args.access_log
         self._limits = Limits(args.max_body_bytes, args.max_batch, args.max_k)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:  # Ray Serve's name
         """Give the application that Serve sends requests to; called once, after `__init__`."""
-        return create_fastapi(self._host, self._limits, api_key=self._key)
+        return create_fastapi(
+            self._host, self._limits, api_key=self._key, access_log=self._access_log
+        )
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """Change to the bundle that `user_config` names; a bad one is refused, the old one stays.
 
-        Serve calls this when a deployment's `user_config` changes, without a restart.
+        Serve calls this when a deployment's `user_config` changes, without a restart, and once at
+        the start.
         """
-        if "bundle" in user_config:
-            await self._host.swap(user_config["bundle"])
+        bundle = user_config.get("bundle", self._bundle)
+        if bundle != self._bundle:
+            self._bundle = bundle
+            await self._host.swap(bundle)
 
     def check_health(self) -> None:
         """Tell Serve that this replica can answer; it is restarted if this raises."""
         self._host.require()
+
+
+def _find(path: str) -> str:
+    with storage.explained("look for the newest bundle", path):
+        return find_bundle(path)
 
 
 def build(args: ServeArgs) -> Application:
@@ -137,7 +154,8 @@ def serve_bundle(args: ServeArgs, *, wait_s: float = 120.0) -> str:
         wait_s: how long the endpoint may take to get ready, in seconds.
 
     Raises:
-        ConfigError: the port is taken, or Ray Serve runs on this cluster already.
+        ConfigError: the port is taken, Ray Serve runs on this cluster already, or Ray was started
+            for another ingress.
         ArtifactError: there is no bundle.
         MtrecError: the endpoint did not get ready.
     """
@@ -148,6 +166,10 @@ def serve_bundle(args: ServeArgs, *, wait_s: float = 120.0) -> str:
         changes["bundle"] = os.path.abspath(storage.filesystem(args.bundle)[1])
     args = args.model_copy(update=changes)
     find_bundle(args.bundle)
+    if args.ingress == "haproxy":
+        nodes = {node["NodeID"]: node_name(node) for node in alive_nodes()}
+        there = call_on_nodes(chosen, alive_nodes())
+        check_nodes(args.ingress, {nodes[node]: ingress for node, ingress in there.items()})
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if serve.status().proxies:
         # Its host and port cannot be changed, and stopping it would end what others serve.

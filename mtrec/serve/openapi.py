@@ -31,6 +31,11 @@ _RECOMMENDED: dict[str, Any] = {
     ],
 }
 _HISTORY = [{"item_id": 50, "rating": 5}, {"item_id": 181, "rating": 4}]
+_LIMIT = {
+    "name": "limit",
+    "in": "query",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 200, "default": 20},
+}
 
 
 def _ref(name: str) -> dict[str, Any]:
@@ -129,11 +134,27 @@ ITEMS = _route(
             "description": "Describe exactly these items instead; unknown ones are left out.",
             "schema": {"type": "array", "items": {"type": "string"}, "maxItems": 200},
         },
+        _LIMIT,
+    ],
+)
+USERS = _route(
+    "Find users by the start of an id, or tell what is stored of one",
+    "UsersAnswer",
+    errors=(401, 404, 422, 503),
+    parameters=[
         {
-            "name": "limit",
+            "name": "q",
             "in": "query",
-            "schema": {"type": "integer", "minimum": 1, "maximum": 200, "default": 20},
+            "description": "Start of an id; empty lists the first users.",
+            "schema": {"type": "string"},
         },
+        {
+            "name": "id",
+            "in": "query",
+            "description": "Tell of this user instead: its latest `limit` events, newest first.",
+            "schema": {"type": "string"},
+        },
+        _LIMIT,
     ],
 )
 MODEL = _route("Tell which model answers", "ModelAnswer", errors=(401, 503))

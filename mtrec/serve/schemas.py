@@ -233,6 +233,21 @@ class ItemsAnswer(TypedDict):
     """`item_id` and one entry per column of the items table."""
 
 
+@with_config(_ANSWER)
+class UsersAnswer(TypedDict):
+    """Ids of stored users, or what is stored of the one that was asked for."""
+
+    model_version: str
+    users: NotRequired[list[str | int]]
+    user_id: NotRequired[str | int]
+    events: NotRequired[int]
+    """Events that are stored."""
+    seen: NotRequired[int]
+    """Items that the user has met."""
+    history: NotRequired[list[dict[str, object]]]
+    """The latest events, newest first: `item_id`, `timestamp` and numbers such as `rating`."""
+
+
 @with_config(ConfigDict(extra="allow"))
 class ModelAnswer(TypedDict):
     """What is being served: version, tasks, metrics, counts, time of training."""
@@ -342,7 +357,7 @@ def components() -> dict[str, Any]:
 _REQUESTS = (RecommendRequest, BatchRequest, ScoreRequest, SimilarRequest, FriendsRequest)
 _ANSWERS = (
     *(RecommendAnswer, BatchAnswer, ScoreAnswer, SimilarAnswer, FriendsAnswer),
-    *(ItemsAnswer, ModelAnswer, HealthAnswer, ErrorAnswer),
+    *(ItemsAnswer, UsersAnswer, ModelAnswer, HealthAnswer, ErrorAnswer),
 )
 
 

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import logging
 import re
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -20,11 +21,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mtrec.errors import RequestError
 from mtrec.runlog import event
+from mtrec.serve.host import Unwatched, Watch
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
 RETRY_AFTER_S = 1
 
 _log = logging.getLogger("mtrec.serve")
+_ROUTE = re.compile(
+    r"/v1/(recommend|recommend/batch|score|similar-items|friends|items|users|model)"
+    r"|/|/healthz|/readyz|/openapi\.json"
+)
+ABANDONED = 499
+"""What is counted where the caller went away before the answer, as web servers do."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -51,14 +59,24 @@ class Guard:
         app: the application behind.
         api_key: the key that routes outside `OPEN_PATHS` want; None leaves them open.
         model_version: tells the version that answers, for the header `x-model-version`.
+        watch: is told of every request.
+        access_log: write a log line for every request.
     """
 
     def __init__(
-        self, app: ASGIApp, *, api_key: ApiKey | None, model_version: Callable[[], str | None]
+        self,
+        app: ASGIApp,
+        *,
+        api_key: ApiKey | None,
+        model_version: Callable[[], str | None],
+        watch: Watch | None = None,
+        access_log: bool = False,
     ) -> None:
         self._app = app
         self._api_key = api_key
         self._model_version = model_version
+        self._watch = watch or Unwatched()
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -67,12 +85,12 @@ class Guard:
             return
         headers = Headers(scope=scope)
         request_id = _request_id(headers.get("x-request-id"))
-        started = False
+        started, begin = 0, time.perf_counter()
 
         async def send_marked(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
-                started = True
+                started = message["status"]
                 marked = MutableHeaders(scope=message)
                 marked["x-request-id"] = request_id
                 marked["x-content-type-options"] = "nosniff"
@@ -100,12 +118,20 @@ class Guard:
                 raise
             failure = f"the server failed; its log has the details under request id {request_id}"
             await answer(_error("internal", failure), 500)(scope, receive, send_marked)
+        finally:
+            seconds, status = time.perf_counter() - begin, started or ABANDONED
+            self._watch.request(_route(scope), status, seconds)
+            if self._access_log:
+                milliseconds = round(1000.0 * seconds, 1)
+                event(
+                    _log, "request", id=request_id, route=_route(scope), status=status,
+                    ms=milliseconds,
+                )  # fmt: skip
 
     def _is_locked(self, scope: Scope, headers: Headers) -> bool:
-        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         return (
             self._api_key is not None
-            and path not in OPEN_PATHS
+            and _path(scope) not in OPEN_PATHS
             and not self._api_key.admits(headers.get("authorization"))
         )
 
@@ -162,6 +188,17 @@ def _error(code: str, message: str, field: str | None = None) -> dict[str, Any]:
     if field is not None:
         body["field"] = field
     return {"error": body}
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path or "/"
+
+
+def _route(scope: Scope) -> str:
+    """Name the route in few words: what is no route of ours shares one name."""
+    path = _path(scope)
+    return path if _ROUTE.fullmatch(path) else "other"
 
 
 def _request_id(given: str | None) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mtrec import storage
 from mtrec.config import ServeConfig
 from mtrec.errors import ArtifactError, ConfigError, MtrecError
 from mtrec.recommender import Recommender
@@ -182,6 +183,38 @@ def test_the_bundle_is_exchanged_under_load_and_a_bad_one_refused(
     assert load.versions == {small.version, newer.name}
     assert (ready["status"], ready["model_version"]) == ("ready", newer.name)
     assert "refused" in ready["refused"]
+
+
+@pytest.mark.ray
+def test_a_pointer_that_moves_is_followed_under_load_and_damage_is_not(
+    endpoint: str, small: "Small", tmp_path: Path
+) -> None:
+    def copy(date: str) -> Path:
+        target = tmp_path / "bundles" / re.sub("^[0-9]{8}", date, small.version)
+        shutil.copytree(small.path, target)
+        return target
+
+    def point(name: str) -> None:
+        storage.write_bytes(str(tmp_path / "bundles" / "CURRENT"), name.encode())
+
+    first, second, broken = copy("20990101"), copy("20990102"), copy("20990103")
+    (broken / "item_bias.npy").write_bytes(b"0" * 64)
+    point(first.name)
+    args = quick(tmp_path / "bundles", follow_s=0.2)
+    with beside(endpoint, "follow", args) as url, Load(url, clients=2) as load:
+        load.wait_for_more(5)
+        point(second.name)
+        wait_for(lambda: second.name in load.versions)
+        for bad in (broken.name, "20990104-000000-none"):
+            point(bad)
+            wait_for(lambda: "refused" in call(f"{url}/readyz")[1])
+            load.wait_for_more(5)
+            assert call(f"{url}/healthz")[1] == {"status": "live"}
+            point(second.name)
+            wait_for(lambda: "refused" not in call(f"{url}/readyz")[1])
+
+    assert load.failures == []
+    assert load.versions == {first.name, second.name}
 
 
 @pytest.mark.ray

@@ -16,7 +16,8 @@ import pytest
 import uvicorn
 
 from mtrec.recommender import Recommender
-from mtrec.serve.routes import Limits, ModelHost, create_fastapi
+from mtrec.serve.host import ModelHost
+from mtrec.serve.routes import Limits, create_fastapi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -57,6 +58,13 @@ def serve(bundles: Path, api_key: str | None = None) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def url(small: "Small") -> Iterator[str]:
     yield from serve(small.bundles)
+
+
+@pytest.fixture(scope="module")
+def friends_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from small_bundle import make_small
+
+    yield from serve(make_small(tmp_path_factory.mktemp("friends"), social=True).bundles)
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +190,42 @@ async def test_a_history_built_by_clicking_gives_and_changes_a_list(
     assert "garden story number 1" not in first
     assert "kitchen story number 2" not in second
     assert first != second
+    assert page.complaints == []
+
+
+async def test_a_user_is_picked_and_the_history_shown_and_changed(url: str, tmp_path: Path) -> None:
+    async with opened(url, tmp_path) as page:
+        await page.until("document.querySelectorAll('#users option').length === 8")
+        await page.type("user", "u1")
+        await page.until("document.querySelectorAll('#known li').length === 4")
+        told = await page.run("$('stored-count').textContent")
+        newest = await page.run("document.querySelector('#known li span').textContent")
+        await page.run("$('copy').click()")
+        await page.until(f"{NOTE}.includes('4 items of history')")
+        last = await page.run("document.querySelector('#history li:last-child span').textContent")
+        await page.type("query", "x")
+        await page.run("document.querySelector('[value=user]').click()")
+        await page.type("user", "nobody")
+        await page.until(f"{NOTE}.includes('nobody')")
+        hidden = await page.run("$('stored').hidden")
+
+    assert told == "4 events"
+    assert newest == last
+    assert hidden
+    # What the browser itself says of the 404 of an unknown user is no complaint of the page's.
+    assert [text for text in page.complaints if "404" not in text] == []
+
+
+async def test_friends_of_a_user_are_shown_and_lead_to_them(
+    friends_url: str, tmp_path: Path
+) -> None:
+    async with opened(friends_url, tmp_path) as page:
+        await page.until("document.querySelectorAll('#weights input').length === 3")
+        await page.type("user", "u1")
+        name = await page.until("document.querySelector('#friend-list button')?.textContent")
+        await page.run("document.querySelector('#friend-list button').click()")
+        await page.until(f"{NOTE}.includes('For user {name}')")
+
     assert page.complaints == []
 
 

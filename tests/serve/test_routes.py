@@ -1,100 +1,17 @@
-import asyncio
 import json
-import math
 import re
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from shelf import Shelf, open_bundle
 from starlette.testclient import TestClient
 
-from mtrec.configfile import parse_config
-from mtrec.errors import ArtifactError, RequestError
-from mtrec.query import Limits as QueryLimits
-from mtrec.query import Query, QueryReader, read_id
-from mtrec.serve.routes import Limits, ModelHost, create_fastapi, self_test
-
-CONFIG = parse_config(
-    {
-        "data": {
-            "interactions": {
-                "path": "ratings.csv",
-                "user_id": "user",
-                "item_id": "item",
-                "columns": {"rating": {"kind": "number", "min": 1, "max": 5}},
-            }
-        },
-        "tasks": [{"name": "next", "kind": "retrieval"}],
-    }
-)
-TITLES = {1: "羽绒服", 2: "毛衣", 3: "短裤", 4: "Coat"}
-
-
-class Shelf:
-    """A recommender without a model: the unseen items of a shelf, in the order of their ids."""
-
-    def __init__(self, version: str = "v1", top: float = 1.0) -> None:
-        self.version, self.top = version, top
-        self.reader = QueryReader(CONFIG, QueryLimits(max_k=50, max_history=20))
-        self.threads: set[str] = set()
-
-    def recommend(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        self.threads.add(threading.current_thread().name)
-        return [self._answer(self.reader.read(request), request) for request in requests]
-
-    def _answer(self, query: Query, request: Mapping[str, Any]) -> dict[str, Any]:
-        seen = {event.item_id for event in query.history or []} if not query.include_seen else set()
-        if query.user_id == "bug":
-            raise ZeroDivisionError("in /srv/model.py")
-        left = [item for item in TITLES if str(item) not in seen | set(query.exclude)]
-        return {
-            "user_id": request.get("user_id"),
-            "model_version": self.version,
-            "cold_start": query.history is None,
-            "recommendations": [
-                {"item_id": item, "score": self.top / rank, "tasks": {"next": self.top / rank}}
-                for rank, item in enumerate(left[: query.k], start=1)
-            ],
-        }
-
-    def score(self, request: Mapping[str, Any], item_ids: Sequence[Any]) -> list[dict[str, Any]]:
-        self.reader.read(request)
-        return [{"item_id": item, "score": 0.5, "tasks": {"next": 0.5}} for item in item_ids]
-
-    def similar_items(
-        self, item_id: str | int | None = None, text: str | None = None, k: int = 10
-    ) -> list[dict[str, Any]]:
-        self.reader.read_k(k)
-        if item_id is not None and read_id(item_id, "item_id") not in {
-            str(item) for item in TITLES
-        }:
-            raise RequestError(f"item {item_id} is unknown", code="unknown_item", status=404)
-        return [{"item_id": item, "score": 1.0} for item in TITLES if item != item_id][:k]
-
-    def friends(self, request: Mapping[str, Any], k: int = 10) -> list[dict[str, Any]]:
-        raise RequestError("no social task", code="no_social_task", status=404)
-
-    def info(self) -> dict[str, Any]:
-        return {"model_version": self.version, "tasks": [], "metrics": {"ndcg@10": math.nan}}
-
-    def find_items(self, query: str, limit: int) -> list[dict[str, Any]]:
-        found = [item for item, title in TITLES.items() if query in title]
-        return [{"item_id": item, "title": TITLES[item]} for item in found[:limit]]
-
-    def describe(self, item_ids: Sequence[Any]) -> list[dict[str, Any]]:
-        known = {str(item): title for item, title in TITLES.items()}
-        return [{"item_id": int(i), "title": known[i]} for i in item_ids if i in known]
-
-
-def open_bundle(path: str) -> Shelf:
-    if path == "nowhere":
-        raise ArtifactError("/srv/bundles/nowhere holds no bundle")
-    return Shelf(path, top=7.0 if path == "unsound" else 1.0)
+from mtrec.serve.host import ModelHost
+from mtrec.serve.routes import Limits, create_fastapi
 
 
 @pytest.fixture
@@ -183,6 +100,17 @@ def test_a_wrong_number_of_items_is_refused(client: TestClient, limit: str) -> N
     response = client.get("/v1/items", params={"limit": limit})
 
     assert (response.status_code, response.json()["error"]["field"]) == (422, "limit")
+
+
+def test_users_are_found_by_the_start_of_their_id_and_told_of(client: TestClient) -> None:
+    found = client.get("/v1/users", params={"q": "an", "limit": 1}).json()
+    told = client.get("/v1/users?id=bo").json()
+    unknown = client.get("/v1/users?id=eve")
+
+    assert found == {"users": ["ann"], "model_version": "v1"}
+    assert (told["user_id"], told["history"]) == ("bo", [{"item_id": 1}])
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_user")
+    assert client.get("/v1/users?id=bo&id=ann").status_code == 422
 
 
 def test_what_is_not_a_number_becomes_null(client: TestClient) -> None:
@@ -329,32 +257,6 @@ def test_model_work_runs_on_one_thread_that_is_not_the_event_loop(
 
 
 @pytest.mark.anyio
-async def test_health_is_answered_while_the_model_works(host: ModelHost) -> None:
-    release = threading.Event()
-    work = asyncio.create_task(host.ask(lambda _: {"waited": release.wait(5.0)}))
-    started = time.monotonic()
-    await asyncio.sleep(0.01)
-    release.set()
-
-    assert (await work).status_code == 200
-    assert time.monotonic() - started < 1.0
-
-
-@pytest.mark.anyio
-async def test_a_good_bundle_is_swapped_in_and_a_bad_one_refused(host: ModelHost) -> None:
-    await host.swap("v2")
-    assert (host.require().version, host.refused) == ("v2", None)
-
-    for bad in ("nowhere", "unsound"):
-        await host.swap(bad)
-        assert host.require().version == "v2"
-        assert host.refused
-
-    await host.swap("v3")
-    assert (host.require().version, host.refused) == ("v3", None)
-
-
-@pytest.mark.anyio
 async def test_a_refused_bundle_is_told_by_readyz_without_its_path(
     host: ModelHost, client: TestClient
 ) -> None:
@@ -364,22 +266,3 @@ async def test_a_refused_bundle_is_told_by_readyz_without_its_path(
     assert (told["status"], told["model_version"]) == ("ready", "v1")
     assert "refused" in told["refused"]
     assert "/srv" not in json.dumps(told)
-
-
-@pytest.mark.anyio
-async def test_an_answer_under_way_keeps_its_version_during_a_swap(host: ModelHost) -> None:
-    release = threading.Event()
-    work = asyncio.create_task(host.ask(lambda _: {"waited": release.wait(5.0)}))
-    await asyncio.sleep(0)
-    await host.swap("v2")
-    release.set()
-
-    response = await work
-    assert json.loads(bytes(response.body))["model_version"] == "v1"
-    assert response.headers["x-model-version"] == "v1"
-
-
-@pytest.mark.parametrize("top", [7.0, -1.0, math.nan])
-def test_the_self_test_refuses_scores_outside_their_range(top: float) -> None:
-    with pytest.raises(ArtifactError, match="fails its self-test"):
-        self_test(Shelf(top=top))
