@@ -24,10 +24,10 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("index", "userstore", "rerank", "metrics", "itemitem", "friends", "factors", "ials"),
         *("baselines", "classics", "report"),
         *("comparison", "charts", "report_page", "twins_page", "pageparts"),
-        *("query", "catalogue", "folds", "harm"),
+        *("query", "catalogue", "folds", "harm", "profile"),
     ),
     3: ("bundle",),
-    4: ("recommender", "ranker", "inputs", "removal", "dial"),
+    4: ("recommender", "ranker", "inputs", "removal", "dial", "revise", "answers"),
     5: (
         "rayrun",
         "progress",
@@ -40,10 +40,10 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "evaluate",
         "twins",
     ),
-    6: ("chain", "doctor", "cli", "serve.app"),
+    6: ("chain", "doctor", "cli", "serve.app", "serve.telemetry"),
 }
 RAY = (*LAYERS[5], *LAYERS[6])
-TORCH = ("model.", "text.encoder", "train", "bundle", "recommender", "ranker", "index")
+TORCH = ("model.", "text.encoder", "train", "bundle", "recommender", "ranker", "index", "revise")
 HTTP = ("serve.",)
 
 

@@ -1,16 +1,19 @@
 """The load generator against a server whose answers and pace are known."""
 
+import argparse
 import asyncio
 import json
 import sys
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 
-from loadtest import Tally, load, summarise
+from loadtest import Tally, load, read_bodies, summarise
 
 
 class Server:
@@ -40,9 +43,7 @@ async def run(server: Server, **options: object) -> Tally:
         return await load(
             f"http://127.0.0.1:{port}/v1/recommend",
             [b'{"user_id": "1"}', b'{"user_id": "2"}'],
-            connections=2,
-            seconds=0.3,
-            **options,  # type: ignore[arg-type]  # the tests' own options
+            **{"connections": 2, "seconds": 0.3, **options},  # type: ignore[arg-type]  # tests' own
         )
 
 
@@ -77,6 +78,44 @@ def test_a_connection_that_the_server_closes_is_opened_again() -> None:
 
     assert tally.status == Counter({"200": len(server.seen)})
     assert server.connections >= len(server.seen) > 2
+
+
+def test_at_a_rate_requests_come_when_they_are_due_and_waiting_counts() -> None:
+    # Ten milliseconds an answer on one connection: 100 a second at most, 300 are due.
+    slow = Server(PLAIN)
+    tally = asyncio.run(run(slow, rate=300.0, connections=1))
+    easy = asyncio.run(run(Server(PLAIN), rate=50.0))
+
+    assert tally.status["200"] + tally.status["not sent"] == pytest.approx(90, abs=2)
+    assert tally.status["not sent"] > 30
+    # The last ones were due long before they could be sent.
+    assert tally.seconds[-1] > 0.1
+    assert easy.status == Counter({"200": 15})
+    assert max(easy.seconds) < 0.1
+
+
+def test_versions_are_counted_and_an_answer_that_mixes_two_is_told() -> None:
+    def answer(header: str, body: str) -> bytes:
+        text = f'{{"model_version": "{body}"}}'
+        head = f"HTTP/1.1 200 OK\r\nx-model-version: {header}\r\n"
+        return f"{head}content-length: {len(text)}\r\n\r\n{text}".encode()
+
+    tally = asyncio.run(run(Server(answer("a", "a"), answer("b", "b"), answer("a", "b"))))
+    summary = summarise(tally, 0.3)
+
+    assert set(tally.versions) == {"a", "b"}
+    assert summary["errors"] == tally.status["mixed"] > 0
+    assert len(tally.good) == tally.status["200"]
+
+
+def test_bodies_come_from_a_data_sets_users(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user_id": ["7", "8"]}), tmp_path / "users.parquet")
+    options = argparse.Namespace(body=None, bodies=None, users=tmp_path / "users.parquet", k=3)
+
+    bodies = [json.loads(body) for body in read_bodies(options)]
+    assert bodies == [{"user_id": "7", "k": 3}, {"user_id": "8", "k": 3}]
+    options.users = None
+    assert read_bodies(options) == [b"{}"]
 
 
 def test_nobody_listening_is_told_and_ends_in_time() -> None:
