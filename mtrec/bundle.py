@@ -370,7 +370,7 @@ def _read(folder: str, place: str) -> Bundle:
         # Mapped, each page private once it is written to, which none is: processes of one machine
         # that serve the same bundle share what it takes.
         place = os.path.join(folder, name)
-        values: NDArray[Any] = np.load(place, mmap_mode="c", allow_pickle=False)
+        values: NDArray[Any] = np.load(place, mmap_mode="c", allow_pickle=False).view(np.ndarray)
         return values
 
     description = tree("config.json")

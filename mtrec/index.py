@@ -159,7 +159,11 @@ class ExactIndex:
     ) -> torch.Tensor:
         """Give the logits of the whole catalogue (B, N), -inf for the special rows."""
         queries = torch.from_numpy(np.ascontiguousarray(users, np.float32)).to(self._device)
-        logits = torch.addmm(self._masked_bias, queries, self._vectors_on_device.T)
+        if len(queries) == 1:  # a quarter faster than a matrix of one row
+            logits = torch.mv(self._vectors_on_device, queries[0])[None]
+            logits += self._masked_bias
+        else:
+            logits = torch.addmm(self._masked_bias, queries, self._vectors_on_device.T)
         if added is not None:
             logits += torch.from_numpy(added.toarray()).to(self._device)
         return logits
@@ -177,8 +181,9 @@ class ExactIndex:
             row = np.repeat(np.arange(len(users)), [len(items) for items in exclude])
             column = np.concatenate([np.asarray(items, np.int64) for items in exclude])
             logits[torch.from_numpy(row), torch.from_numpy(column)] = -torch.inf
-        best_value, best = logits.max(dim=1)
+        best_value, best = None, None
         if allowed is not None:
+            best_value, best = logits.max(dim=1)
             logits.masked_fill_(~torch.from_numpy(allowed).to(self._device), -torch.inf)
         chosen = _top(logits, min(k + _SLACK, self.num_rows)).cpu().numpy()
         found = torch.isfinite(logits.gather(1, torch.from_numpy(chosen).to(self._device)))
@@ -191,10 +196,14 @@ class ExactIndex:
         width = exact.shape[1]
         item_index[:, :width] = np.where(some, np.take_along_axis(chosen, order, axis=1), -1)
         logit[:, :width] = np.where(some, exact, np.nan)
-        max_logit = self.logits(users, best.cpu().numpy()[:, None], added)[:, 0]
-        # float32 may have taken the second best of two that are almost equal.
-        max_logit = np.fmax(max_logit, logit[:, 0])
-        return item_index, logit, np.where(np.isfinite(best_value.cpu().numpy()), max_logit, np.nan)
+        # Where nothing was filtered out, the first is the largest.
+        max_logit = logit[:, 0].copy()
+        if best is not None and best_value is not None:
+            largest = self.logits(users, best.cpu().numpy()[:, None], added)[:, 0]
+            largest[~np.isfinite(best_value.cpu().numpy())] = np.nan
+            # float32 may have taken the second best of two that are almost equal.
+            max_logit = np.fmax(largest, max_logit)
+        return item_index, logit, max_logit
 
 
 def _top(logits: torch.Tensor, count: int) -> torch.Tensor:

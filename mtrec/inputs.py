@@ -196,6 +196,8 @@ class RequestInputs:
 
 def _concatenate(parts: Sequence[Histories]) -> Histories:
     """Put the users of several histories with the same columns one after another."""
+    if len(parts) == 1:
+        return parts[0]
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])

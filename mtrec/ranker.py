@@ -8,6 +8,7 @@ score"). `Recommender` puts requests in front of it; `evaluate` and `score` come
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,6 +116,14 @@ class RankedLists:
     score: NDArray[np.float64]
     retrieval: NDArray[np.float64]
     tasks: dict[str, NDArray[np.float64]]
+
+
+def _widen(values: NDArray[np.generic], width: int, fill: float) -> NDArray[Any]:
+    """Give (B, C) values with columns of `fill` behind them: (B, width)."""
+    missing = width - values.shape[1]
+    if missing == 0:  # the rule; `np.pad` takes a tenth of a request's time
+        return values
+    return np.pad(values, ((0, 0), (0, missing)), constant_values=fill)
 
 
 class _Part:
@@ -239,15 +248,13 @@ class Ranker:
             }
         elif wish.with_tasks:
             tasks = self._predict(crowd, item_index, context)
-        missing = wish.k - item_index.shape[1]
         is_empty = item_index < 0
 
         def full(values: NDArray[np.float64]) -> NDArray[np.float64]:
-            padding = ((0, 0), (0, missing))
-            return np.pad(np.where(is_empty, np.nan, values), padding, constant_values=np.nan)
+            return _widen(np.where(is_empty, np.nan, values), wish.k, np.nan)
 
         return RankedLists(
-            np.pad(item_index, ((0, 0), (0, missing)), constant_values=-1).astype(np.int32),
+            _widen(item_index.astype(np.int32), wish.k, -1),
             full(score),
             full(retrieval),
             {name: full(values) for name, values in tasks.items()},

@@ -469,5 +469,6 @@ def _save(path: str, name: str, values: NDArray[np.generic]) -> None:
 
 def _open(path: str, name: str) -> NDArray[np.generic]:
     file = os.path.join(path, f"{name}.npy")
-    values: NDArray[np.generic] = np.load(file, mmap_mode="r", allow_pickle=False)
+    # Still mapped, but without what a `memmap` does at each access: a request makes dozens.
+    values: NDArray[np.generic] = np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     return values

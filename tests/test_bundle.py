@@ -87,7 +87,7 @@ def test_vectors_and_weights_are_mapped_so_that_processes_share_them(small: Smal
     bundle = load_bundle(small.path)
     mapped = Path("/proc/self/maps").read_text()
 
-    assert isinstance(bundle.vectors.search, np.memmap)
+    assert isinstance(bundle.vectors.search.base, np.memmap)
     for name in ("item_search", "item_content", "item_collaborative", "item_bias", "item_text"):
         assert f"{small.path}/{name}.npy" in mapped
     assert f"{small.path}/weights.safetensors" in mapped

@@ -209,4 +209,4 @@ def test_another_number_of_users_is_an_artifact_error(small: Small, tmp_path: Pa
 
 
 def test_store_maps_its_files_instead_of_reading_them(store: UserStore) -> None:
-    assert all(isinstance(getattr(store, name), np.memmap) for name in ("_ids", "_item_index"))
+    assert all(isinstance(getattr(store, name).base, np.memmap) for name in ("_ids", "_item_index"))

@@ -167,7 +167,7 @@ class MultiTaskModel(nn.Module):
             users: (B,) rows of user inputs; zeros where nothing is known.
             vectors: what `encode_items` gave.
         """
-        events_BTD = vectors.fused[batch["item"]] + self.events(batch)
+        events_BTD = vectors.at(batch["item"]) + self.events(batch)
         prefix_BD = self.users(users) + self.start
         item_BT = batch["item"]
         if HELD_OUT in batch:

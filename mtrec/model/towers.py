@@ -76,6 +76,13 @@ class ItemVectors:
         """The sum of both parts, (N, D)."""
         return self.content + self.collaborative
 
+    def at(self, item: Tensor) -> Tensor:
+        """Give the sum of both parts for items of any shape (...): (..., D).
+
+        Without adding up the whole catalogue first, which costs a request more than its encoding.
+        """
+        return self.content[item] + self.collaborative[item]
+
     def to(self, device: torch.device | str) -> "ItemVectors":
         """Move every tensor to a device."""
         return ItemVectors(*(getattr(self, part.name).to(device) for part in fields(self)))

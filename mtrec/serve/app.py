@@ -47,6 +47,8 @@ _CONSTRUCTOR_TRIES = 2
 # Serve averages the load over this long before it decides; it wants more than the 10 s between
 # reports of the load.
 _LOOK_BACK_S = 15.0
+# With every check a replica tells its metrics which bundle it has; Ray exports every 10 s.
+_HEALTH_S = 5.0
 _log = logging.getLogger("mtrec.serve")
 
 
@@ -112,7 +114,7 @@ class Endpoint:
 
     def check_health(self) -> None:
         """Tell Serve that this replica can answer; it is restarted if this raises."""
-        self._host.require()
+        self._host.tell()
 
 
 def _find(path: str) -> str:
@@ -139,6 +141,7 @@ def build(args: ServeArgs) -> Application:
             look_back_period_s=_LOOK_BACK_S,
         ),
         max_constructor_retry_count=_CONSTRUCTOR_TRIES,
+        health_check_period_s=_HEALTH_S,
     )
     application: Application = deployment.bind(args)  # type: ignore[attr-defined]  # Ray's overloads
     return application

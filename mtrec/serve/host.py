@@ -207,6 +207,14 @@ class ModelHost:
             raise RequestError("no bundle is loaded yet", code="not_ready", status=503)
         return self.current
 
+    def tell(self) -> None:
+        """Tell the watch again what answers: what is not told for long is forgotten.
+
+        Raises:
+            RequestError: 503, nothing is loaded yet.
+        """
+        self.watch.serving(self.require().info)
+
     def close(self) -> None:
         """Let the model's thread end, and look for no bundle any more."""
         self._closed.set()
