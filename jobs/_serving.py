@@ -7,8 +7,10 @@ every load; a server is ended by the process that started it.
 import importlib.metadata
 import json
 import os
+import random
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -18,9 +20,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.request import urlopen
 
 from _measure import add_pair, in_turn, memory_mib, peak_memory, process_tree
@@ -435,20 +437,25 @@ def _ready(port: int) -> bool:
     try:
         with urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
             return bool(answer.status == 200)
-    except (URLError, OSError):
+    except (OSError, HTTPException):
         return False
 
 
 def free_ports(count: int) -> list[int]:
-    """Give ports of the loopback interface that nobody listens on right now."""
-    import socket
+    """Give ports of the loopback interface that nobody listens on right now.
 
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    Below those that the system and Ray choose by themselves: a server here binds seconds later.
+    """
+    found: list[int] = []
+    for port in random.sample(range(20_000, 30_000), 500):
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        found.append(port)
+        if len(found) == count:
+            break
+    return found
 
 
 def serve_bare(bundle: str, port: int) -> None:

@@ -17,13 +17,14 @@ from starlette.testclient import TestClient
 
 from mtrec import storage
 from mtrec.answers import RankUsers
-from mtrec.bundle import load_bundle
+from mtrec.bundle import find_bundle, load_bundle
 from mtrec.chain import run
 from mtrec.config import Config, label_tasks
 from mtrec.configfile import parse_config
 from mtrec.data.dataset import read_histories
 from mtrec.data.histories import Histories
 from mtrec.recommender import Recommender
+from mtrec.revise import add_items
 from mtrec.serve.host import ModelHost
 from mtrec.serve.routes import Limits, create_fastapi
 
@@ -197,6 +198,51 @@ def test_http_by_user_id_equals_http_by_history(planted_run: tuple[Config, Path]
         [entry["score"] for entry in answer["recommendations"]] for answer in (by_id, by_history)
     ]
     np.testing.assert_allclose(*scores, rtol=1e-5)
+
+
+def test_added_items_come_up_under_load_for_users_whose_history_resembles_them(
+    copied_run: Config, tmp_path: Path
+) -> None:
+    """Over HTTP: a pointer moves to the version with a hundred new items while requests come in."""
+    groups = ["space", "garden"]
+    rows = [
+        {"item_id": f"new-{at:03d}", "title": f"The {groups[at % 2]} story {900 + at}"}
+        | {"genres": groups[at % 2], "price": at}
+        for at in range(100)
+    ]
+    file = tmp_path / "new.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    bundles = f"{copied_run.run.workdir}/bundles"
+    old = load_bundle(bundles)
+    titles = {item["item_id"]: item["title"] for item in old.items.to_pylist()}
+    histories = {
+        group: [{"item_id": item, "rating": 5} for item in titles if group in titles[item]][:4]
+        for group in groups
+    }
+    host = ModelHost(lambda path: Recommender.load(path, threads=1))
+    host.open(bundles)
+    host.follow(find_bundle, 0.05)
+    client = TestClient(create_fastapi(host, Limits(1 << 20, 8, 50)))
+    try:
+        done = add_items(bundles, str(file))
+        versions = set()
+        while done.version not in versions:
+            answer = client.post("/v1/recommend", json={"user_id": "u00001"})
+            assert answer.status_code == 200
+            versions.add(answer.json()["model_version"])
+        for group, history in histories.items():
+            body = {"history": history, "k": 10, "filter": {"price": {"max": 99}}}
+            listed = client.post("/v1/recommend", json=body).json()["recommendations"]
+            new = [entry["item_id"] for entry in listed if entry["item_id"].startswith("new-")]
+            own = [item for item in new if groups[int(item[4:]) % 2] == group]
+            assert len(new) >= 3, listed
+            assert len(own) >= 0.8 * len(new), (group, listed)
+            alike = {"history": history, "k": 5, "diversity": 0.9}
+            spread = client.post("/v1/recommend", json=alike).json()["recommendations"]
+            assert [e["item_id"] for e in spread] != [e["item_id"] for e in listed[:5]]
+    finally:
+        host.close()
+    assert versions <= {old.version, done.version}
 
 
 @pytest.mark.slow

@@ -295,15 +295,37 @@ def policy() -> Tree:
     return manifest("network-policy.yaml")
 
 
-def test_only_serve_is_open_to_clients() -> None:
+def test_only_serve_is_open_to_clients_and_metrics_to_prometheus() -> None:
     ours = policy()["spec"]["podSelector"]["matchLabels"]
     for rule in policy()["spec"]["ingress"]:
         labels = rule["from"][0]["podSelector"]["matchLabels"]
         ports = {port["port"] for port in rule.get("ports", [])}
         if labels == ours:
             continue
-        operator = labels == {"app.kubernetes.io/component": "kuberay-operator"}
-        assert ports == ({8265, 8000, 52365} if operator else {8000})
+        ((label, _),) = labels.items()
+        operator = label == "app.kubernetes.io/component"
+        prometheus = label == "mtrec-metrics"
+        assert ports == ({8265, 8000, 52365} if operator else {8080} if prometheus else {8000})
+
+
+def test_every_pod_of_the_service_takes_requests_in_by_haproxy() -> None:
+    from mtrec.serve.ingress import chosen
+
+    for template in pod_templates(manifest("rayservice.yaml")):
+        (container,) = template["spec"]["containers"]
+        environment = {entry["name"]: entry.get("value", "") for entry in container["env"]}
+        assert chosen(environment) == "haproxy"
+
+
+def test_the_dashboard_draws_metrics_that_replicas_have() -> None:
+    dashboard = (ROOT / "k8s" / "grafana-dashboard.json").read_text(encoding="utf-8")
+    source = (ROOT / "mtrec" / "serve" / "telemetry.py").read_text(encoding="utf-8")
+    drawn = set(re.findall(r"ray_(mtrec_\w+?)(?:_total|_bucket|_sum|_count)?[{ )]", dashboard))
+    # Counters end in _total, histograms have buckets, sum and count.
+    known = set(re.findall(r'"(mtrec_\w+)"', source))
+
+    assert drawn <= known
+    assert known - drawn == set()
 
 
 def test_no_manifest_holds_a_secret_and_the_server_cannot_start_without_its_key() -> None:

@@ -197,7 +197,11 @@ def test_a_pointer_that_moves_is_followed_under_load_and_damage_is_not(
     def point(name: str) -> None:
         storage.write_bytes(str(tmp_path / "bundles" / "CURRENT"), name.encode())
 
+    from small_bundle import make_small
+
     first, second, broken = copy("20990101"), copy("20990102"), copy("20990103")
+    others = tmp_path / "bundles" / "20990105-000000-others"
+    shutil.copytree(make_small(tmp_path / "others", social=True).path, others)
     (broken / "item_bias.npy").write_bytes(b"0" * 64)
     point(first.name)
     args = quick(tmp_path / "bundles", follow_s=0.2)
@@ -212,9 +216,13 @@ def test_a_pointer_that_moves_is_followed_under_load_and_damage_is_not(
             assert call(f"{url}/healthz")[1] == {"status": "live"}
             point(second.name)
             wait_for(lambda: "refused" not in call(f"{url}/readyz")[1])
+        assert call(f"{url}/v1/friends", {"user_id": "u1"})[0] == 404
+        point(others.name)  # it has one task more
+        wait_for(lambda: others.name in load.versions)
+        assert call(f"{url}/v1/friends", {"user_id": "u1"})[0] == 200
 
     assert load.failures == []
-    assert load.versions == {first.name, second.name}
+    assert load.versions == {first.name, second.name, others.name}
 
 
 @pytest.mark.ray
