@@ -27,9 +27,14 @@ def test_a_small_run_measures_what_was_asked_for_and_leaves_no_process(tmp_path:
 
     found = json.loads((tmp_path / "results.json").read_text())["rows"]
     measured = {(row["row"], row["metric"]) for row in found}
-    assert {row for row, _ in measured} == {"embed", "serve"}
     assert {("embed", "wall_s"), ("embed", "texts_per_s"), ("serve", "requests_per_s")} <= measured
-    assert all(row["value"] > 0 for row in found)
+    (soak,) = {row for row, _ in measured if row.startswith("soak")}
+    assert {row for row, _ in measured} == {
+        *("embed", "serve", "serve, batch of 64", "recommend, 2,000 items", soak),
+    }
+    values = {(row["row"], row["metric"]): row["value"] for row in found}
+    assert (values[soak, "failed"], values[soak, "mixed_versions"]) == (0, 0)
+    assert values[soak, "versions_seen"] == 2
     assert all(row["ratio"] > 0 for row in found if row["row"] == "serve")
 
     sys.path.insert(0, str(JOBS.parent / "cluster"))

@@ -346,6 +346,7 @@ def test_a_tiny_row_runs_end_to_end_and_is_read_the_next_time(tmp_path: Path) ->
     command += ["--out", str(tmp_path / "out"), "--rows", "P6,P8", "--seeds", "1"]
     command += ["--text", "hashing", "--set", "train.epochs=2", "--set", "ray.num_cpus=4"]
     command += ["--set", "evaluate.bootstrap_samples=100", "--set", "ray.object_store_mb=200"]
+    command += ["--set", 'train.refit="no"']
     environment = {**os.environ, "PYTHONPATH": str(JOBS.parent)}
 
     first, second = (

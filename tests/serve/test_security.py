@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from mtrec.errors import RequestError
+from mtrec.serve.host import Unwatched
 from mtrec.serve.security import ApiKey, Guard, error_answer, read_body
 
 
@@ -123,6 +124,48 @@ def test_the_key_is_in_no_answer_and_no_log_line(caplog: pytest.LogCaptureFixtur
         ]
 
     assert "geheim" not in "".join([*texts, caplog.text, repr(vars(ApiKey("geheim")))])
+
+
+class Counted(Unwatched):
+    """Remember the requests that were told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        assert 0.0 <= seconds < 60.0
+        self.seen.append((route, status))
+
+
+def test_every_request_is_told_by_route_and_status_and_strange_paths_share_one_name() -> None:
+    watch = Counted()
+    guard = Guard(echo, api_key=ApiKey("k"), model_version=lambda: None, watch=watch)
+    asking = TestClient(guard)
+    asking.headers["authorization"] = "Bearer k"
+    for path in ("/v1/score", "/fail/ours", "/fail/theirs", "/v1/x/../../etc", "/v1/users?id=7"):
+        asking.get(path)
+    asking.get("/v1/model", headers={"authorization": "Bearer wrong"})
+
+    assert watch.seen == [
+        ("/v1/score", 200),
+        ("other", 500),
+        ("other", 422),
+        ("other", 200),
+        ("/v1/users", 200),
+        ("/v1/model", 401),
+    ]
+
+
+def test_the_access_log_has_a_line_for_each_request_with_its_id(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    guard = Guard(echo, api_key=None, model_version=lambda: None, access_log=True)
+    with caplog.at_level(logging.INFO, logger="mtrec.serve"):
+        TestClient(guard).get("/v1/model?q=secret", headers={"x-request-id": "abc"})
+
+    (record,) = caplog.records
+    assert record.getMessage().startswith("request id=abc route=/v1/model status=200 ms=")
+    assert "secret" not in record.getMessage()
 
 
 def test_an_error_has_code_message_and_field() -> None:
