@@ -37,7 +37,7 @@ from mtrec.data import pipeline
 pipeline.EVENTS_PER_PART = 360
 main()
 """
-EPOCHS = 8
+EPOCHS = 12
 WAIT_S = 600.0
 
 
@@ -130,7 +130,7 @@ def plant_run(plant: Callable[..., Config], tmp_path_factory: pytest.TempPathFac
     items.write_text("\n".join([f"{header},plot", *told, ""]))
     tree["data"]["items"]["columns"]["plot"] = {"kind": "text"}
     tree["text"]["item_template"] = "{title} | {genres} | {plot}"
-    tree["train"] |= {"epochs": EPOCHS, "batch_size": 6, "num_workers": 2}
+    tree["train"] |= {"epochs": EPOCHS, "batch_size": 4, "num_workers": 2}
     tree["score"] = {"batch_size": 1}
 
     def configure(name: str) -> Config:
