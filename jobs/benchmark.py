@@ -26,7 +26,8 @@ from pathlib import Path
 
 from _measure import add_pair, in_turn, peak_memory
 from _results import Results, command_line
-from _serving import measure_serving, serve_bare
+from _servers import serve_bare
+from _serving import measure_serving
 from _synthetic import write_log
 
 from mtrec.chain import STAGES, Paths, run

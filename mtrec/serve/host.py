@@ -134,13 +134,8 @@ class ModelHost:
         Raises:
             MtrecError: it cannot be loaded or fails its self-test; what answered before stays.
         """
-        with self._opening:
-            loaded = self_test(self._load(path))
-            previous, self.current, self.refused = self.current, loaded, None
-            self._path = path
-        replaced = previous.version if previous else None
-        event(_log, "bundle.serving", version=loaded.version, replaced=replaced)
-        self.watch.serving(loaded.info)
+        self._path = path
+        self._renew(path)
 
     async def swap(self, path: str) -> None:
         """Open a bundle beside the one that answers; a bad one is refused and remembered.
@@ -148,19 +143,36 @@ class ModelHost:
         Raises:
             MtrecError: it is bad and there is none yet.
         """
-        await asyncio.to_thread(self.exchange, path)
-
-    def exchange(self, path: str) -> None:
-        """Do what `swap` does, on the calling thread."""
         self._path = path
+        await asyncio.to_thread(self._try, path)
+
+    def _try(self, path: str) -> None:
         try:
-            self.open(path)
-        except MtrecError as error:
+            self._renew(path)
+        except Exception as error:  # whatever a bad bundle does, the good one goes on answering
             if self.current is None:
                 raise
-            self.refused = str(error)
-            _log.error("bundle.refused path=%s serving=%s: %s", path, self.current.version, error)
-            self.watch.refused()
+            self._refuse(path, error)
+
+    def _renew(self, path: str) -> None:
+        with self._opening:
+            if path != self._path:  # meanwhile another one is wanted
+                return
+            loaded = self_test(self._load(path))
+            previous, self.current, self.refused = self.current, loaded, None
+        replaced = previous.version if previous else None
+        event(_log, "bundle.serving", version=loaded.version, replaced=replaced)
+        self.watch.serving(loaded.info)
+
+    def _refuse(self, path: str, error: Exception) -> None:
+        self.refused = str(error) or type(error).__name__
+        version = self.require().version
+        # What is no error of ours is a bug: the log has to say where.
+        trace = None if isinstance(error, MtrecError) else error
+        _log.error(
+            "bundle.refused path=%s serving=%s: %s", path, version, self.refused, exc_info=trace
+        )
+        self.watch.refused()
 
     def follow(self, find: Callable[[str], str], every_s: float) -> None:
         """Look from now on whether the opened path means another version, and exchange it then.
@@ -183,11 +195,9 @@ class ModelHost:
                 continue
             try:
                 place = find(path)
-            except MtrecError as error:
+            except Exception as error:  # the storage may be back at the next look
                 if self.refused is None:
-                    self.refused = str(error)
-                    _log.error("bundle.lost path=%s serving=%s: %s", path, current.version, error)
-                    self.watch.refused()
+                    self._refuse(path, error)
                 continue
             if place.rstrip("/").rpartition("/")[2] == current.version:
                 self.refused = None
@@ -195,7 +205,7 @@ class ModelHost:
             if time.monotonic() - tried.get(place, -_RETRY_REFUSED_S) < _RETRY_REFUSED_S:
                 continue
             tried[place] = time.monotonic()
-            self.exchange(path)
+            self._try(path)
 
     def require(self) -> Loaded:
         """Give what answers.

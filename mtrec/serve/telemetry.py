@@ -68,9 +68,10 @@ class Telemetry:
 
     def serving(self, info: Mapping[str, Any]) -> None:
         """Note the bundle that answers from now on."""
-        if self._version:
+        version = str(info["model_version"])
+        if self._version not in ("", version):
             self._info.set(0.0, {"version": self._version})
-        self._version = str(info["model_version"])
+        self._version = version
         self._info.set(1.0, {"version": self._version})
         self._trained.set(datetime.fromisoformat(info["trained_at"]).timestamp())
 

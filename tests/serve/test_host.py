@@ -4,7 +4,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,19 +12,6 @@ from shelf import Shelf, open_bundle
 
 from mtrec.errors import ArtifactError, RequestError
 from mtrec.serve.host import MAX_TOGETHER, ModelHost, self_test
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def host() -> Iterator[ModelHost]:
-    host = ModelHost(open_bundle)
-    host.open("v1")
-    yield host
-    host.close()
 
 
 class Gate(Shelf):
@@ -172,6 +159,63 @@ def test_a_pointer_that_moves_is_followed_and_a_bad_place_is_not() -> None:
     finally:
         host.close()
     assert notes.versions == ["v1", "v2", "v3"]
+
+
+def test_whatever_goes_wrong_the_pointer_is_looked_at_again() -> None:
+    place = ["bundles/v1"]
+
+    def find(_: str) -> str:
+        if place[0] == "away":
+            raise OSError("no route to the storage")
+        return place[0]
+
+    def load(_: str) -> Shelf:
+        if place[0].endswith("bug"):
+            raise ZeroDivisionError("in a loader")
+        return open_bundle(place[0].rpartition("/")[2])
+
+    host = ModelHost(load)
+    host.open("bundles")
+    host.follow(find, 0.01)
+    try:
+        for bad in ("away", "bundles/bug"):
+            place[0] = bad
+            wait_for(lambda: host.refused is not None)
+            assert host.require().version == "v1"
+            place[0] = "bundles/v1"
+            wait_for(lambda: host.refused is None)
+        place[0] = "bundles/v2"
+        wait_for(lambda: host.require().version == "v2")
+    finally:
+        host.close()
+
+
+@pytest.mark.anyio
+async def test_of_two_bundles_wanted_at_once_the_later_one_stays() -> None:
+    entered, go_on, loaded = threading.Event(), threading.Event(), []
+
+    def load(path: str) -> Shelf:
+        loaded.append(path)
+        if path == "slow":
+            entered.set()
+            go_on.wait(10.0)
+        return Shelf(path)
+
+    host = ModelHost(load)
+    host.open("v1")
+    slow = asyncio.create_task(host.swap("slow"))
+    await asyncio.to_thread(entered.wait, 10.0)
+    waiting = asyncio.create_task(host.swap("older"))
+    await asyncio.sleep(0.05)
+    newest = asyncio.create_task(host.swap("newest"))
+    await asyncio.sleep(0.05)
+    go_on.set()
+    await asyncio.gather(slow, waiting, newest)
+    host.close()
+
+    assert host.require().version == "newest"
+    # Nobody loads what is no longer wanted.
+    assert loaded == ["v1", "slow", "newest"]
 
 
 def test_a_pointer_that_comes_back_to_what_answers_ends_the_complaint() -> None:

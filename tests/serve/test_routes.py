@@ -1,6 +1,6 @@
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -12,19 +12,6 @@ from starlette.testclient import TestClient
 
 from mtrec.serve.host import ModelHost
 from mtrec.serve.routes import Limits, create_fastapi
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def host() -> Iterator[ModelHost]:
-    host = ModelHost(open_bundle)
-    host.open("v1")
-    yield host
-    host.close()
 
 
 @pytest.fixture

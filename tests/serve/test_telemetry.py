@@ -60,10 +60,13 @@ def test_one_version_at_a_time_is_the_one_that_answers(recorded: Recorded) -> No
     told = Telemetry()
     for version, when in (("v1", "2026-01-01T00:00:00+00:00"), ("v2", "1970-01-01T00:01:00+00:00")):
         told.serving({"model_version": version, "trained_at": when})
+    told.serving({"model_version": "v2", "trained_at": "1970-01-01T00:01:00+00:00"})
     told.refused()
 
+    # Told again, it is never 0 in between.
     assert recorded["mtrec_bundle_info"] == [
-        *((1.0, {"version": "v1"}), (0.0, {"version": "v1"}), (1.0, {"version": "v2"})),
+        *((1.0, {"version": "v1"}), (0.0, {"version": "v1"})),
+        *[(1.0, {"version": "v2"})] * 2,
     ]
     assert [value for value, _ in recorded["mtrec_bundle_trained_timestamp_s"]][-1] == 60.0
     assert recorded["mtrec_bundles_refused"] == [(1.0, None)]
