@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -196,12 +197,13 @@ def _plan(table: ItemsTable) -> list[tuple[readers.Piece, ItemsTable]]:
         plain = table.model_copy(
             update={"columns": columns, "item_id": "item_id", "delimiter": ",", "encoding": "utf-8"}
         )
-        if plain == table:
-            raise
-        try:
+        with suppress(DataError):
             return [(piece, plain) for piece in readers.plan(plain, "")]
-        except DataError:
-            raise error from None
+        # Its remedy is about a configuration, which nobody gave here.
+        raise DataError(
+            f"{str(error).splitlines()[0]}\n"
+            "give --items a file with the columns of the items table that the bundle was trained on"
+        ) from error
 
 
 def _refuse(file: str, marked: pa.Table, reasons: Sequence[str | None]) -> None:

@@ -150,6 +150,11 @@ def test_rows_that_do_not_fit_are_named_and_nothing_is_written(
     assert sorted(path.name for path in bundles.iterdir()) == sorted(["CURRENT", Path(before).name])
 
 
+def test_a_file_that_is_not_there_has_a_remedy_of_its_own(bundles: Path) -> None:
+    with pytest.raises(DataError, match=r"none.csv is not there.*\ngive --items a file"):
+        add_items(str(bundles), f"{bundles}/none.csv")
+
+
 def test_the_new_version_is_whole_and_tells_where_it_comes_from(
     bundles: Path, small: Small, tmp_path: Path
 ) -> None:
