@@ -1,5 +1,5 @@
 # demo   run the main job on MovieLens-100K and leave the endpoint up (ARGS=--no-serve ends instead)
-# test   linters and every test; check: the fast part; lint: linters only
+# test   linters and every test; check: the fast part; lint: linters and an audit of the dependencies
 # bench  speed and memory, for example: make bench ARGS="--stage serve --scale full"
 PYTHON ?= python3
 VENV := .venv
@@ -21,10 +21,11 @@ check: lint
 	$(PYTEST) -m "not slow and not ray"
 
 lint: $(VENV)/dev.stamp
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check . .ci/audit
+	$(BIN)/ruff format --check . .ci/audit
 	$(BIN)/mypy
-	$(BIN)/mypy --strict jobs/*.py cluster/*.py
+	$(BIN)/mypy --strict jobs/*.py cluster/*.py .ci/audit
+	$(BIN)/python .ci/audit
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python jobs/benchmark.py --out runs/bench $(ARGS)
