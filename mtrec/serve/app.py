@@ -5,6 +5,7 @@ Everything about HTTP is in `routes`; here is only where it runs, how many of it
 The API key is read from the environment of each replica when it starts.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -180,11 +181,12 @@ def serve_bundle(args: ServeArgs, *, wait_s: float = 120.0) -> str:
             "Ray Serve already runs on this cluster, so its host and port are given\n"
             "end it with `serve shutdown`, or deploy mtrec.serve.app:build with `serve run`"
         )
-    serve.start(
-        http_options=HTTPOptions(
-            host=args.host, port=args.port, request_timeout_s=args.request_timeout_s
-        )
+    options = HTTPOptions(
+        host=args.host, port=args.port, request_timeout_s=args.request_timeout_s
     )
+    # A busy machine takes longer for the proxy than Ray's minute; `_wait_ready` waits for it too.
+    with contextlib.suppress(TimeoutError):
+        serve.start(http_options=options)
     try:
         serve.run(build(args), name=APP_NAME, route_prefix="/")
         url = f"http://{_reachable(args.host)}:{args.port}"
