@@ -181,9 +181,7 @@ def serve_bundle(args: ServeArgs, *, wait_s: float = 120.0) -> str:
             "Ray Serve already runs on this cluster, so its host and port are given\n"
             "end it with `serve shutdown`, or deploy mtrec.serve.app:build with `serve run`"
         )
-    options = HTTPOptions(
-        host=args.host, port=args.port, request_timeout_s=args.request_timeout_s
-    )
+    options = HTTPOptions(host=args.host, port=args.port, request_timeout_s=args.request_timeout_s)
     # A busy machine takes longer for the proxy than Ray's minute; `_wait_ready` waits for it too.
     with contextlib.suppress(TimeoutError):
         serve.start(http_options=options)
