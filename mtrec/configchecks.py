@@ -69,7 +69,7 @@ def problems(config: "Config") -> Iterator[str]:
                 f'train.monitor "{config.train.monitor}" is no validation value of this run; '
                 f"there are {values}"
             )
-    if config.train.batch_size % config.train.num_workers:
+    if config.train.batch_size % max(1, config.train.num_workers):
         yield (
             f"train.batch_size {config.train.batch_size} must be a multiple of "
             f"train.num_workers {config.train.num_workers}"

@@ -1,14 +1,15 @@
 """Progress of work that runs in Ray actors, shown where the user is looking.
 
-Workers add entries to a small actor; a thread of the driver fetches them and draws a bar on a
-terminal, or writes one log line an entry elsewhere.
+Workers add entries to a small actor, work in the driver's own process to a list; a thread of the
+driver fetches them and draws a bar on a terminal, or writes one log line an entry elsewhere.
 """
 
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
@@ -20,48 +21,65 @@ from mtrec.runlog import event
 _POLL_S = 0.5
 
 
+Entry = dict[str, Any]
+
+
 class Board:
-    """Where workers leave entries; runs as an actor that reserves no CPU."""
+    """Where workers leave entries; as an actor it reserves no CPU."""
 
     def __init__(self) -> None:
-        self._entries: list[dict[str, Any]] = []
+        self._entries: list[Entry] = []
 
-    def add(self, entry: dict[str, Any]) -> None:
+    def add(self, entry: Entry) -> None:
         """Append an entry."""
         self._entries.append(entry)
 
-    def since(self, count: int) -> list[dict[str, Any]]:
+    def since(self, count: int) -> list[Entry]:
         """Give the entries after the first `count`."""
         return self._entries[count:]
 
 
 @contextmanager
-def follow(logger: logging.Logger, name: str, *, total: int, shown: list[str]) -> Iterator[Any]:
-    """Yield an actor handle whose `add.remote(entry)` shows an entry to the user.
+def follow(
+    logger: logging.Logger, name: str, *, total: int, shown: list[str], here: bool = False
+) -> Iterator[Callable[[Entry], None]]:
+    """Yield a function that shows an entry to the user, whatever process it is called in.
 
     Args:
         logger: gets one line an entry when stderr is no terminal.
         name: what is going on; the name of the log event.
         total: entries at most.
         shown: keys of an entry that the bar or the line shows.
+        here: it is only called in this process; no actor is started.
     """
-    board: Any = ray.remote(Board).options(num_cpus=0).remote()
+    board: Any = Board() if here else ray.remote(Board).options(num_cpus=0).remote()
+    fetch = board.since if here else partial(_fetch, board)
     stop = threading.Event()
     thread = threading.Thread(
-        target=_show, args=(board, stop, logger, name, total, shown), daemon=True
+        target=_show, args=(fetch, stop, logger, name, total, shown), daemon=True
     )
     thread.start()
     try:
-        yield board
+        yield board.add if here else partial(_add, board)
     finally:
         stop.set()
         thread.join(timeout=10.0)
-        ray.kill(board)
+        if not here:
+            ray.kill(board)
+
+
+def _add(board: Any, entry: Entry) -> None:
+    board.add.remote(entry)
+
+
+def _fetch(board: Any, count: int) -> list[Entry]:
+    found: list[Entry] = ray.get(board.since.remote(count), timeout=5.0)
+    return found
 
 
 def _show(
-    board: Any, stop: threading.Event, logger: logging.Logger, name: str, total: int,
-    shown: list[str],
+    fetch: Callable[[int], list[Entry]], stop: threading.Event, logger: logging.Logger, name: str,
+    total: int, shown: list[str],
 ) -> None:  # fmt: skip
     columns = (
         TextColumn(name),
@@ -77,7 +95,7 @@ def _show(
         while not last:
             last = stop.wait(_POLL_S)
             try:
-                entries = ray.get(board.since.remote(count), timeout=5.0)
+                entries = fetch(count)
             except ray.exceptions.RayError:
                 return  # the cluster is going away: the driver's own error says why
             count += len(entries)

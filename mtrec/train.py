@@ -3,9 +3,11 @@
 Every worker loads the training arrays and takes its share of each global batch, so the result does
 not depend on their number and every worker takes equally many steps. A checkpoint is kept each
 epoch; a killed run with the same key goes on from the last one. The weights of the best validation
-epoch become the bundle.
+epoch become the bundle. Without workers (`train.num_workers: 0`) the driver does it all itself, in
+Ray Train's local mode, and keeps no checkpoints.
 """
 
+import io
 import logging
 import math
 import os
@@ -30,7 +32,7 @@ from mtrec.configfile import parse_config
 from mtrec.data.dataset import read_table
 from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import SPLITS
-from mtrec.errors import ArtifactError
+from mtrec.errors import ArtifactError, ConfigError
 from mtrec.factors import Factors, FactorTerm, fit_factors
 from mtrec.ials import ImplicitFactors
 from mtrec.itemitem import ItemItem, fit_ease
@@ -123,13 +125,16 @@ def _fit(
     config: Config, settings: dict[str, Any], *, storage_path: str, run_name: str
 ) -> dict[str, Any]:
     """Fit with Ray Train, or go on where a run of that name was; give the best epoch's state."""
-    _drop_torn_list(storage.join(storage_path, run_name))
+    is_here = config.train.num_workers == 0
     name, _ = monitored(config)
     shown = ["loss", f"validation/{name}"]
-    with follow(logger, "train.epoch", total=settings["epochs"], shown=shown) as board:
+    with follow(logger, "train.epoch", total=settings["epochs"], shown=shown, here=is_here) as show:
+        if is_here:
+            return _fit_here(config, {**settings, "show": show})
+        _drop_torn_list(storage.join(storage_path, run_name))
         trainer = _build_trainer(
             config,
-            settings={**settings, "board": board},
+            settings={**settings, "show": show},
             storage_path=storage_path,
             run_name=run_name,
         )
@@ -138,6 +143,32 @@ def _fit(
         except Exception as error:
             raise find_cause(error) from error
     return _best_state(result)
+
+
+def _fit_here(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
+    """Fit in this process; give the best epoch's state, with the whole history of the last."""
+    use_gpu = torch.cuda.is_available() and config.train.use_gpu != "no"
+    if config.train.use_gpu == "yes" and not use_gpu:
+        raise ConfigError(
+            "train.use_gpu is yes, but this process sees no GPU\n"
+            "with train.num_workers 1 or more, training goes to the cluster's GPUs"
+        )
+    kept: dict[str, dict[str, Any]] = {}
+    before = torch.get_num_threads()
+    try:
+        TorchTrainer(
+            _worker,
+            train_loop_config={
+                **settings,
+                "threads": 1 if use_gpu else os.cpu_count() or 1,
+                "device": torch.device("cuda" if use_gpu else "cpu"),
+                "kept": kept,
+            },
+            scaling_config=ScalingConfig(num_workers=0),
+        ).fit()
+    finally:
+        torch.set_num_threads(before)
+    return {**kept["best"], "history": kept["last"]["history"]}
 
 
 def _drop_torn_list(folder: str) -> None:
@@ -192,12 +223,14 @@ def _build_trainer(
 
 def _worker(settings: dict[str, Any]) -> None:
     """Fit on one Ray Train worker; all workers run this together."""
-    configure_logging()
+    is_here = "kept" in settings
+    if not is_here:
+        configure_logging()
     torch.set_num_threads(settings["threads"])
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     config = parse_config(settings["config"])
-    device = get_device()
+    device = settings["device"] if is_here else get_device()
     data, held_out = load_training_data(
         config,
         dataset=settings["dataset"],
@@ -244,9 +277,13 @@ def _worker(settings: dict[str, Any]) -> None:
                 "seconds": round(time.monotonic() - begin, 3),
             }
         )
-        _report(state, {"export": exported, "transform": transform}, score, rank)
+        beside = {"export": exported, "transform": transform}
+        if is_here:
+            _keep(state, beside, settings["kept"])
+        else:
+            _report(state, beside, score, rank)
         if rank == 0:
-            settings["board"].add.remote(state.history[-1])
+            settings["show"](state.history[-1])
 
 
 def _check_transform(saved: Mapping[str, Any], transform: str) -> None:
@@ -280,6 +317,17 @@ def _report(state: TrainState, beside: dict[str, Any], score: float, rank: int) 
         with open(os.path.join(folder, _STATE), "wb") as file:
             torch.save({**state.state_dict(), **beside}, file)
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+def _keep(state: TrainState, beside: dict[str, Any], kept: dict[str, dict[str, Any]]) -> None:
+    """Keep this epoch's state in memory, beside the best one."""
+    # Through bytes, as a checkpoint is: a state's tensors are those that the next step changes.
+    stream = io.BytesIO()
+    torch.save({**state.state_dict(), **beside}, stream)
+    stream.seek(0)
+    kept["last"] = torch.load(stream, weights_only=True, map_location="cpu")
+    if state.best_epoch == state.epoch:
+        kept["best"] = kept["last"]
 
 
 def _best_state(result: ray.train.Result) -> dict[str, Any]:

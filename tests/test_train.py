@@ -49,17 +49,27 @@ def test_the_bundle_holds_the_best_validation_epoch(planted_run) -> None:
     assert metrics["epoch"] == 1 + max(range(len(values)), key=values.__getitem__)
 
 
-def test_two_ray_workers_give_the_losses_of_one(planted_run, tmp_path: Path) -> None:
+def test_the_driver_alone_and_two_ray_workers_give_the_losses_of_one(
+    planted_run, tmp_path: Path
+) -> None:
     config, _ = planted_run
+    threads = torch.get_num_threads()
     histories = []
-    for num_workers in (1, 2):
+    for num_workers in (1, 0, 2):
         folder = tmp_path / str(num_workers)
         _train(_with(config, num_workers=num_workers, epochs=2), folder)
         histories.append(load_bundle(str(folder / "bundles")).metrics["history"])
-    for one, two in zip(*histories, strict=True):
-        for name in one:
+    for one, here, two in zip(*histories, strict=True):
+        for name in one.keys() - {"seconds"}:
+            assert here[name] == one[name]
             if name.startswith("loss"):
                 assert two[name] == pytest.approx(one[name], rel=1e-4), name
+    weights = [
+        load_bundle(str(tmp_path / name / "bundles")).model.state_dict() for name in ("0", "1")
+    ]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    assert not (tmp_path / "0" / "checkpoints").exists()
+    assert torch.get_num_threads() == threads
 
 
 def test_a_refit_sees_validation_for_as_many_epochs_as_were_best(
