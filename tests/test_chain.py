@@ -166,7 +166,7 @@ def test_the_resolved_configuration_runs_again(copied_run: Config) -> None:
 
 @pytest.mark.slow
 def test_cross_validation_joins_a_run_of_each_fold(plant, tmp_path: Path, ray_local: None) -> None:
-    planted = plant(tmp_path, train={"epochs": 1})
+    planted = plant(tmp_path, train={"epochs": 1, "num_workers": 0})
     split = KFoldSplit(method="k_fold", folds=2)
     config = planted.model_copy(update={"data": planted.data.model_copy(update={"split": split})})
     outcome = run(config)

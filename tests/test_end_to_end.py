@@ -249,7 +249,7 @@ def test_added_items_come_up_under_load_for_users_whose_history_resembles_them(
 def test_time_and_clipped_numbers_mean_the_same_in_a_request_as_in_the_log(
     plant: Callable[..., Config], tmp_path: Path
 ) -> None:
-    planted = plant(tmp_path, train={"epochs": 1})
+    planted = plant(tmp_path, train={"epochs": 1, "num_workers": 0})
     tree = planted.model_dump(mode="json", exclude_unset=True)
     columns = tree["data"]["interactions"]["columns"]
     columns["hour"] = {"kind": "time", "part": "hour"}

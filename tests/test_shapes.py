@@ -109,7 +109,7 @@ def shape(
             "history": history or {"length": 8},
             "experts": experts or {"hidden": [8]},
         },
-        "train": {"epochs": 2, "batch_size": 4, "warmup_steps": 0},
+        "train": {"epochs": 2, "batch_size": 4, "warmup_steps": 0, "num_workers": 0},
         "evaluate": {"bootstrap_samples": 100},
         "score": {"k": 3},
         "ray": {"num_cpus": 4},

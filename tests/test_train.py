@@ -76,7 +76,7 @@ def test_a_refit_sees_validation_for_as_many_epochs_as_were_best(
     planted_run, tmp_path: Path
 ) -> None:
     config, workdir = planted_run
-    _train(_with(config, epochs=4, refit="validation"), tmp_path)
+    _train(_with(config, epochs=4, num_workers=0, refit="validation"), tmp_path)
     bundle = load_bundle(str(tmp_path / "bundles"))
     assert bundle.fitted_on == ["train", "validation"]
     assert len(bundle.metrics["history"]) == 4
@@ -99,7 +99,7 @@ def test_a_refit_sees_validation_for_as_many_epochs_as_were_best(
 def test_two_workers_that_were_killed_go_on_as_one(planted_run, tmp_path: Path) -> None:
     config, _ = planted_run
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    _train(_with(config, epochs=8), straight)
+    _train(_with(config, epochs=8, num_workers=0), straight)
     killer = threading.Thread(target=_kill_worker_after_checkpoint, args=(killed / "checkpoints",))
     killer.start()
     with pytest.raises(Exception, match="died unexpectedly"):
@@ -157,13 +157,13 @@ def test_a_list_of_checkpoints_that_was_half_written_starts_training_anew(
     place = tmp_path / "checkpoints" / f"train-{'k' * 16}" / "checkpoint_manager_snapshot.json"
     place.parent.mkdir(parents=True)
     place.write_bytes(torn)
-    _train(_with(config, epochs=1), tmp_path)
+    _train(_with(config, epochs=1, num_workers=0), tmp_path)
     assert len(load_bundle(str(tmp_path / "bundles")).metrics["history"]) == 1
 
 
 def test_patience_ends_training_early(planted_run, tmp_path: Path) -> None:
     config, _ = planted_run
-    _train(_with(config, epochs=30, patience=1, learning_rate=1e-9), tmp_path)
+    _train(_with(config, epochs=30, num_workers=0, patience=1, learning_rate=1e-9), tmp_path)
     history = load_bundle(str(tmp_path / "bundles")).metrics["history"]
     assert len(history) < 30
 

@@ -76,7 +76,7 @@ def test_twins_without_evaluate_are_refused() -> None:
 def test_twins_are_trained_compared_and_kept(
     plant: Callable[..., Config], tmp_path: Path, ray_local: None
 ) -> None:
-    config = plant(tmp_path, friends=5, train={"epochs": 2, "batch_size": 16})
+    config = plant(tmp_path, friends=5, train={"epochs": 2, "batch_size": 16, "num_workers": 0})
     baselines = ["popularity", "bias", "adamic_adar"]
     config = config.model_copy(
         update={

@@ -346,7 +346,7 @@ def test_a_tiny_row_runs_end_to_end_and_is_read_the_next_time(tmp_path: Path) ->
     command += ["--out", str(tmp_path / "out"), "--rows", "P6,P8", "--seeds", "1"]
     command += ["--text", "hashing", "--set", "train.epochs=2", "--set", "ray.num_cpus=4"]
     command += ["--set", "evaluate.bootstrap_samples=100", "--set", "ray.object_store_mb=200"]
-    command += ["--set", 'train.refit="no"']
+    command += ["--set", 'train.refit="no"', "--set", "train.num_workers=0"]
     environment = {**os.environ, "PYTHONPATH": str(JOBS.parent)}
 
     first, second = (
@@ -369,8 +369,8 @@ def test_a_tiny_row_runs_end_to_end_and_is_read_the_next_time(tmp_path: Path) ->
 
 
 QUICK = (
-    *("train.epochs=1", 'train.refit="no"', "evaluate.bootstrap_samples=100"),
-    *("ray.num_cpus=4", "ray.object_store_mb=200"),
+    *("train.epochs=1", "train.num_workers=0", 'train.refit="no"'),
+    *("evaluate.bootstrap_samples=100", "ray.num_cpus=4", "ray.object_store_mb=200"),
 )
 
 
