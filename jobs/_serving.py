@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import statistics
 import sys
 import threading
@@ -39,14 +40,15 @@ class Scale:
     repeats: int
     soak_s: float
     swap_s: float
+    kill_s: float
     phase_s: float
     recovery_s: float
     items: int
 
 
 SCALES = {
-    "small": Scale(1.0, 1, 5.0, 1.5, 2.0, 2.0, 2_000),
-    "full": Scale(10.0, 5, 600.0, 20.0, 20.0, 10.0, 100_000),
+    "small": Scale(1.0, 1, 5.0, 1.5, 0.0, 2.0, 2.0, 2_000),
+    "full": Scale(10.0, 5, 600.0, 20.0, 60.0, 20.0, 10.0, 100_000),
 }
 
 
@@ -70,6 +72,7 @@ def measure_serving(config: Config, scale: str, results: Results) -> None:
     for ingress in ("haproxy", "python"):
         bench.overload(bundles, ingress)
     bench.steps(bundles)
+    bench.soak(bundles, kill_s=chosen.kill_s)
 
 
 class Bench:
@@ -156,10 +159,15 @@ class Bench:
             lower_is_better=True,
         )
 
-    def soak(self, bundles: str) -> None:
-        """Load at 70 % of what it can do, and exchange the bundle again and again."""
+    def soak(self, bundles: str, *, kill_s: float = 0.0) -> None:
+        """Load at 70 % of what it can do, and exchange the bundle again and again.
+
+        Args:
+            bundles: folder of versions.
+            kill_s: kill one of then two replicas so often; 0: none.
+        """
         bodies, _ = self._bodies(bundles)
-        copy = self._work / "soak"
+        copy = self._work / ("soak-kill" if kill_s else "soak")
         first = Path(find_bundle(bundles))
         versions = [first.name, f"{first.name}-2"]
         for name in versions:
@@ -167,7 +175,10 @@ class Bench:
         _point(copy, versions[0])
         (port,) = free_ports(1)
         seconds = self._scale.soak_s
-        with self._ours(str(copy), port, follow_s=1.0) as pid:
+        replicas = 2 if kill_s else 1
+        with self._ours(
+            *(str(copy), port), follow_s=1.0, min_replicas=replicas, max_replicas=replicas
+        ) as pid:
             send_load(port, bodies, self._scale.load_s)
             done = threading.Event()
             # The first swaps make room for two bundles; growth is what comes after them.
@@ -180,23 +191,42 @@ class Bench:
                     _point(copy, versions[at % 2])
                     memory.append(memory_mib(process_tree(pid)))
 
-            thread = threading.Thread(target=swap, daemon=True)
-            thread.start()
+            def kill() -> None:
+                while not done.wait(kill_s):
+                    found = [process for process in process_tree(pid) if _is_replica(process)]
+                    os.kill(found[-1], signal.SIGKILL)
+                    killed.append(found[-1])
+
+            killed: list[int] = []
+            threads = [
+                threading.Thread(target=work, daemon=True)
+                for work in ((swap, kill) if kill_s else (swap,))
+            ]
+            for thread in threads:
+                thread.start()
             seen = send_load(
                 *(port, bodies, seconds), connections=64, rate=0.7 * self._capacity, strict=False
             )
             done.set()
-            thread.join()
+            for thread in threads:
+                thread.join()
         row = f"soak {seconds:g} s at 70 %, a swap every {self._scale.swap_s:g} s"
+        if kill_s:
+            row += f", one of two replicas killed every {kill_s:g} s"
         add = self._results.add
         add(row, "requests", float(seen["requests"]))
         failed = {s: n for s, n in seen["status"].items() if s not in ("200", "mixed")}
-        add(row, "failed", float(sum(failed.values())), at_least=0.0, lower_is_better=True)
+        if kill_s:
+            # What a killed process had in hand is lost; that nothing is, is what we aim at.
+            add(row, "failed", float(sum(failed.values())), aim=0.0, lower_is_better=True)
+            add(row, "replicas_killed", float(len(killed)))
+        else:
+            add(row, "failed", float(sum(failed.values())), at_least=0.0, lower_is_better=True)
         mixed = float(seen["status"].get("mixed", 0))
         add(row, "mixed_versions", mixed, at_least=0.0, lower_is_better=True)
         add(row, "versions_seen", float(len(seen["versions"])), at_least=2.0)
         add(row, "p99_ms", seen["p99_ms"])
-        if len(memory) >= 6 and memory[0]:
+        if len(memory) >= 6 and memory[0] and not kill_s:
             third = len(memory) // 3
             early, late = (
                 statistics.median(memory[third : 2 * third]),
