@@ -83,7 +83,7 @@ def load_run(scale: str, work: Path) -> Config:
     tree = planted(work / "data", num_users=120, num_items=60)
     tree["run"]["workdir"] = str(work / "run")
     tree["text"] = {"item_template": tree["text"]["item_template"]}
-    tree["train"] = {"epochs": 2}
+    tree["train"] = {"epochs": 2, "num_workers": 0}
     return parse_config(tree)
 
 

@@ -166,7 +166,7 @@ def _run_folds(config: Config, address: str | None, stages: Sequence[str], folds
     runs = [_fold_config(config, fold) for fold in range(folds)]
     begin = time.monotonic()
     # What one fold occupies: its training workers, as much for the data, and two drivers.
-    each = 2 * config.train.num_workers + 2
+    each = 2 * max(1, config.train.num_workers) + 2
     at_once = local_cpus(config.ray) // each
     if address or os.environ.get("RAY_ADDRESS"):
         connect(config.ray, address)

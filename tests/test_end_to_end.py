@@ -65,7 +65,7 @@ def set_run(
             "ials": {"tried": [{"factors": 4, "alpha": 5.0, "reg": 1.0}], "scales": [1.0, 4.0]},
             "factors": {"column": "rating", "rank": 2, "draws": 4, "length": 9},
         },
-        train={"epochs": 3, "refit": "validation"},
+        train={"epochs": 3, "refit": "validation", "num_workers": 0},
     )
     run(config)
     return config, folder / "run"
@@ -287,7 +287,10 @@ def test_the_worked_example_of_four_ratings_in_chinese(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "jobs" / "configs", tmp_path / "jobs" / "configs")
     command = [sys.executable, "-c", "from mtrec.cli import main; main()", "run"]
     done = subprocess.run(
-        [*command, "--config", "jobs/configs/worked-example.yaml"],
+        [
+            *(*command, "--config", "jobs/configs/worked-example.yaml"),
+            *("--set", "train.num_workers=0"),
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,

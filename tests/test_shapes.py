@@ -171,7 +171,12 @@ def test_the_worked_example_of_texts_and_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    changes = [f"run.workdir={tmp_path / 'run'}", "text.encoder=hashing", "train.epochs=4"]
+    changes = [
+        f"run.workdir={tmp_path / 'run'}",
+        "text.encoder=hashing",
+        "train.epochs=4",
+        "train.num_workers=0",
+    ]
     config = load_config(ROOT / "jobs" / "configs" / "worked-example-text.yaml", changes)
     run_and_check(config)
     users, items = (

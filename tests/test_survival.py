@@ -90,7 +90,7 @@ class Driver:
         while not what(self):
             assert self._process.poll() is None, f"it ended before: {self.log}"
             assert time.monotonic() < end, f"it never came: {self.log}"
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def kill_worker(self, title: str) -> None:
         """Kill one process below it whose title holds a text."""
@@ -130,7 +130,7 @@ def plant_run(plant: Callable[..., Config], tmp_path_factory: pytest.TempPathFac
     items.write_text("\n".join([f"{header},plot", *told, ""]))
     tree["data"]["items"]["columns"]["plot"] = {"kind": "text"}
     tree["text"]["item_template"] = "{title} | {genres} | {plot}"
-    tree["train"] |= {"epochs": EPOCHS, "batch_size": 4, "num_workers": 2}
+    tree["train"] |= {"epochs": EPOCHS, "batch_size": 4}
     tree["score"] = {"batch_size": 1}
 
     def configure(name: str) -> Config:

@@ -1,14 +1,11 @@
 """The driver of `embed`: each text once and never again, on a pool of Ray Data actors."""
 
-import contextlib
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from processes import descendants
 
 from mtrec import storage
 from mtrec.config import Config
@@ -362,55 +358,3 @@ def test_two_actors_are_placed_one_per_gpu_and_agree_with_one_on_a_cpu(tmp_path:
     assert result["two"]["embedded"] == result["one"]["embedded"] == 128
     assert result["difference"] < 1e-6
     assert result["norm"] == pytest.approx(1.0, abs=1e-5)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_run_killed_half_way_is_gone_on_with(ray_local: None, tmp_path: Path) -> None:
-    program = """
-        import sys
-        from mtrec.config import (RayConfig)
-        from mtrec.configfile import parse_config
-        from mtrec.rayrun import connect
-        from mtrec.text.embed import embed
-
-        connect(RayConfig(num_cpus=2, object_store_mb=100))
-        config = parse_config({
-            "data": {"interactions": {"path": "x"}, "items": {
-                "path": "y", "columns": {"title": {"kind": "text"}}}},
-            "text": {"item_template": "{title}", "encoder": "hashing", "dimension": 16},
-            "tasks": [{"name": "next", "kind": "retrieval"}],
-        })
-        embed(config, dataset=sys.argv[1], path=sys.argv[2], key="k", parents={})
-    """
-    words = np.random.default_rng(0).integers(0, 10**9, size=(8000, 60))
-    dataset = write_dataset(tmp_path, [" ".join(map(str, row)) for row in words])
-    driver = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program), dataset, str(tmp_path / "embeddings")],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        },
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while not list((tmp_path / "embeddings").glob("*/*.parquet")):
-            assert driver.poll() is None, "it ended before its first shard"
-            time.sleep(0.05)
-    finally:
-        below = descendants(driver.pid)
-        driver.kill()
-        driver.wait()
-        for pid in below:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    assert storage.find_manifest(str(tmp_path / "embeddings")) is None
-    manifest = run(tmp_path, dataset)
-
-    assert 0 < manifest.details["reused"] < 8000
-    assert manifest.details["embedded"] + manifest.details["reused"] == 8000
-    np.testing.assert_array_equal(
-        open_store(tmp_path, manifest).lookup(unique_texts(dataset)[:50]),
-        ENCODER.encode(unique_texts(dataset)[:50]),
-    )
