@@ -220,7 +220,8 @@ def serve(
 
 def _serve(bundle: str, config: Config | None, address: str | None, **changes: Any) -> None:
     from mtrec.config import RayConfig, ServeConfig
-    from mtrec.serve.ingress import choose
+    from mtrec.serve import door
+    from mtrec.serve.ingress import choose, chosen
 
     settings = config.serve if config is not None else ServeConfig()
     settings = settings.model_copy(
@@ -228,9 +229,11 @@ def _serve(bundle: str, config: Config | None, address: str | None, **changes: A
     )
     _verify(bundle)  # a wrong folder or a damaged file is told before Ray is started
     # Before Ray starts, and before ray.serve is imported.
-    choose(
-        settings.ingress, is_local=(address or os.environ.get("RAY_ADDRESS", "local")) == "local"
-    )
+    is_local = (address or os.environ.get("RAY_ADDRESS", "local")) == "local"
+    choose(settings.ingress, is_local=is_local)
+    if is_local and chosen() == "python":
+        in_hand = settings.max_replicas * settings.max_ongoing_requests
+        door.install(in_hand + settings.max_queued_requests)
 
     from mtrec.rayrun import connect
     from mtrec.serve.app import ServeArgs, serve_until_interrupt
