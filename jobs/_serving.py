@@ -174,7 +174,8 @@ class Bench:
             shutil.copytree(first, copy / name)
         _point(copy, versions[0])
         (port,) = free_ports(1)
-        seconds = self._scale.soak_s
+        # With kills half as long: what is lost is lost within a minute of each.
+        seconds = self._scale.soak_s / (2.0 if kill_s else 1.0)
         replicas = 2 if kill_s else 1
         with self._ours(
             *(str(copy), port), follow_s=1.0, min_replicas=replicas, max_replicas=replicas
