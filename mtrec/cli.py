@@ -232,8 +232,7 @@ def _serve(bundle: str, config: Config | None, address: str | None, **changes: A
     is_local = (address or os.environ.get("RAY_ADDRESS", "local")) == "local"
     choose(settings.ingress, is_local=is_local)
     if is_local and chosen() == "python":
-        in_hand = settings.max_replicas * settings.max_ongoing_requests
-        door.install(in_hand + settings.max_queued_requests)
+        door.install(settings.max_proxy_requests)
 
     from mtrec.rayrun import connect
     from mtrec.serve.app import ServeArgs, serve_until_interrupt

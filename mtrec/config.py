@@ -486,6 +486,9 @@ class ServeConfig(Section):
     """Requests that one replica takes at a time."""
     max_queued_requests: int = Field(200, ge=1)
     """Requests that wait at most; more are refused with 503."""
+    max_proxy_requests: int = Field(32, ge=1)
+    """Requests that the Python proxy of an endpoint on one machine has in hand at a time; more are
+    refused with 503 at its door, where that costs little. HAProxy has no such limit."""
     request_timeout_s: float = Field(30.0, gt=0.0)
     """Requests that take longer are answered 408; in seconds."""
     upscale_delay_s: float = Field(10.0, ge=0.0)

@@ -1,8 +1,8 @@
 """Refuse requests at once where Ray Serve's Python proxy has its hands full.
 
 The proxy is one Python process and takes milliseconds for each request, also for one that it will
-refuse because a deployment's queue is full; under several times what it can do it falls behind
-without limit. This layer stands in front of it, in its process, and costs a tenth of that.
+refuse because a deployment's queue is full: under three times what it can do it fell behind by 19 s
+and answered a quarter of what it otherwise does. This layer stands in front of it, in its process.
 """
 
 import os
