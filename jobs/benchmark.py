@@ -49,6 +49,12 @@ def main() -> None:
     parser.add_argument("--stage", choices=ALL, action="append", help="default: all")
     parser.add_argument("--scale", choices=("small", "full"), default="small")
     parser.add_argument("--out", type=Path, required=True, help="receives results.json, .md")
+    parser.add_argument(
+        "--demo",
+        type=Path,
+        metavar="RUN",
+        help="workdir of a finished demo of this code, which full scale then need not repeat",
+    )
     parser.add_argument("--serve-bare", metavar="BUNDLE", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -60,6 +66,8 @@ def main() -> None:
     results = Results(options.out, command_line())
     work = Path(tempfile.mkdtemp(prefix="mtrec-bench-"))
     try:
+        if options.demo is not None:
+            shutil.copytree(options.demo, work / "run")
         config = load_run(options.scale, work)
         measure_stages(config, chosen, results)
         if "prepare" in chosen:
