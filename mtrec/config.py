@@ -487,7 +487,7 @@ class ServeConfig(Section):
     max_queued_requests: int = Field(32, ge=1)
     """Requests that wait at most (for each replica behind HAProxy); more are refused with 503. A
     longer queue answers no more of them, only later."""
-    max_proxy_requests: int = Field(24, ge=1)
+    max_proxy_requests: int = Field(16, ge=1)
     """Requests that the Python proxy of an endpoint on one machine has in hand at a time; more are
     refused with 503 at its door, where that costs little. HAProxy has no such limit."""
     request_timeout_s: float = Field(30.0, gt=0.0)
