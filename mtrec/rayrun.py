@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 _PROBE_S = 5.0
 # A node's first task starts a worker process there.
 _NODE_PROBE_S = 60.0
+_TRIES = 3
 # After so long a task that was handed out runs, or has ended.
 _SETTLE_S = 2.0
 
@@ -55,12 +56,11 @@ def connect(config: RayConfig, address: str | None = None) -> None:
             # Nobody takes this machine away with a warning: the process that would watch for one
             # costs a second at every start of training.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        num_cpus = local_cpus(config)
         store = config.object_store_mb
         try:
-            ray.init(
+            _start(
                 address=where,
-                num_cpus=num_cpus if local else None,
+                num_cpus=local_cpus(config) if local else None,
                 include_dashboard=False if local else None,
                 object_store_memory=store << 20 if local and store is not None else None,
                 log_to_driver=False,
@@ -69,6 +69,30 @@ def connect(config: RayConfig, address: str | None = None) -> None:
         except ConnectionError as error:
             raise _nobody(where) from error
     _configure_data()
+
+
+def _start(**options: Any) -> None:
+    """Start Ray or connect to it, again if a busy machine was too slow for Ray.
+
+    Ray gives a node half a minute, which nothing can change; its processes of the first try end
+    with this one.
+
+    Raises:
+        MtrecError: Ray did not start in any of the tries.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray raises nothing narrower
+            if "timed out during startup" not in str(error):
+                raise
+            if not left:
+                raise MtrecError(
+                    f"Ray did not start within half a minute, {_TRIES} times\n"
+                    "the machine is too busy: end other work, or wait"
+                ) from error
+            logger.warning("ray.slow_start: Ray took more than half a minute; trying again")
 
 
 def _probe(where: str) -> None:

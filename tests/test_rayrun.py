@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mtrec.config import RayConfig
-from mtrec.errors import ArtifactError, DataError
+from mtrec.errors import ArtifactError, DataError, MtrecError
 from mtrec.rayrun import (
     _Terse,
     alive_nodes,
@@ -156,3 +156,31 @@ def test_what_an_actors_start_met_in_the_storage_is_found_in_rays_text() -> None
     assert str(cause) == "When y: AWS Error NETWORK: z"
     other = RuntimeError("died\nOSError: no such thing")
     assert find_cause(other) is other
+
+
+def test_a_ray_that_a_busy_machine_made_late_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def init(**options: object) -> None:
+        asked.append(str(options["address"]))
+        if len(asked) < 3:
+            raise Exception("The current node timed out during startup. This could happen ...")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    connect(RayConfig(), "local")
+    assert asked == ["local"] * 3
+
+    monkeypatch.setattr("mtrec.rayrun._TRIES", 1)
+    asked.clear()
+    with pytest.raises(MtrecError, match=r"did not start within half a minute, 1 times\n"):
+        connect(RayConfig(), "local")
+
+    def fail(**options: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("ray.init", fail)
+    with pytest.raises(OSError, match="disk full"):
+        connect(RayConfig(), "local")
