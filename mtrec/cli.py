@@ -220,8 +220,7 @@ def serve(
 
 def _serve(bundle: str, config: Config | None, address: str | None, **changes: Any) -> None:
     from mtrec.config import RayConfig, ServeConfig
-    from mtrec.serve import door
-    from mtrec.serve.ingress import choose, chosen
+    from mtrec.serve.ingress import choose
 
     settings = config.serve if config is not None else ServeConfig()
     settings = settings.model_copy(
@@ -229,10 +228,9 @@ def _serve(bundle: str, config: Config | None, address: str | None, **changes: A
     )
     _verify(bundle)  # a wrong folder or a damaged file is told before Ray is started
     # Before Ray starts, and before ray.serve is imported.
-    is_local = (address or os.environ.get("RAY_ADDRESS", "local")) == "local"
-    choose(settings.ingress, is_local=is_local)
-    if is_local and chosen() == "python":
-        door.install(settings.max_proxy_requests)
+    choose(
+        settings.ingress, is_local=(address or os.environ.get("RAY_ADDRESS", "local")) == "local"
+    )
 
     from mtrec.rayrun import connect
     from mtrec.serve.app import ServeArgs, serve_until_interrupt

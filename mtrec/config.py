@@ -483,13 +483,11 @@ class ServeConfig(Section):
     target_ongoing_requests: float = Field(8.0, gt=0.0)
     """Requests in flight per replica that autoscaling aims at."""
     max_ongoing_requests: int = Field(16, ge=1)
-    """Requests that one replica takes at a time."""
+    """Requests that one replica takes at a time. `mtrec serve` lets as many into Ray Serve's Python
+    proxy as `max_replicas` can take, and refuses others with 503 where that costs little."""
     max_queued_requests: int = Field(32, ge=1)
     """Requests that wait at most (for each replica behind HAProxy); more are refused with 503. A
     longer queue answers no more of them, only later."""
-    max_proxy_requests: int = Field(16, ge=1)
-    """Requests that the Python proxy of an endpoint on one machine has in hand at a time; more are
-    refused with 503 at its door, where that costs little. HAProxy has no such limit."""
     request_timeout_s: float = Field(30.0, gt=0.0)
     """Requests that take longer are answered 408; in seconds."""
     upscale_delay_s: float = Field(10.0, ge=0.0)

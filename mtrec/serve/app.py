@@ -23,7 +23,12 @@ from typing import Self
 from pydantic import Field
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
+from ray.serve.config import (
+    AutoscalingConfig,
+    BackpressureConfig,
+    ControllerOptions,
+    HTTPOptions,
+)
 from starlette.types import ASGIApp
 
 from mtrec import storage
@@ -34,6 +39,7 @@ from mtrec.query import Limits as QueryLimits
 from mtrec.rayrun import alive_nodes, call_on_nodes, node_name
 from mtrec.recommender import Recommender
 from mtrec.runlog import configure_logging
+from mtrec.serve import door
 from mtrec.serve.host import ModelHost, Servable
 from mtrec.serve.ingress import check_nodes, chosen
 from mtrec.serve.routes import Limits, create_fastapi
@@ -184,7 +190,7 @@ def serve_bundle(args: ServeArgs, *, wait_s: float = 120.0) -> str:
     options = HTTPOptions(host=args.host, port=args.port, request_timeout_s=args.request_timeout_s)
     # A busy machine takes longer for the proxy than Ray's minute; `_wait_ready` waits for it too.
     with contextlib.suppress(TimeoutError):
-        serve.start(http_options=options)
+        serve.start(http_options=options, controller_options=_proxy_options(args))
     try:
         serve.run(build(args), name=APP_NAME, route_prefix="/")
         url = f"http://{_reachable(args.host)}:{args.port}"
@@ -197,6 +203,14 @@ def serve_bundle(args: ServeArgs, *, wait_s: float = 120.0) -> str:
         stop_serving()
         raise
     return url
+
+
+def _proxy_options(args: ServeArgs) -> ControllerOptions:
+    """Give the Python proxy, which has the controller's environment, its door."""
+    if chosen() == "haproxy":
+        return ControllerOptions()
+    limit = args.max_replicas * args.max_ongoing_requests
+    return ControllerOptions(runtime_env={"env_vars": door.variables(limit)})
 
 
 def stop_serving() -> None:

@@ -6,7 +6,6 @@ and answered a quarter of what it otherwise does. This layer stands in front of 
 """
 
 import os
-from collections.abc import MutableMapping
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,10 +15,14 @@ from mtrec.serve.security import error_answer
 
 _CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _LIMIT = "MTREC_PROXY_MAX_REQUESTS"
+# Whoever watches the endpoint is told the truth however busy it is; Ray's own checks begin so.
+_ALWAYS_OPEN = ("/healthz", "/readyz", "/-/")
 
 
 class Door:
     """Let a number of requests in at a time, and answer the others 503 with `Retry-After`.
+
+    Health checks always come in, and count as nobody.
 
     Args:
         app: the proxy.
@@ -35,7 +38,7 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"].startswith(_ALWAYS_OPEN):
             await self._app(scope, receive, send)
         elif self._inside >= self._limit:
             await self._full(scope, receive, send)
@@ -47,10 +50,9 @@ class Door:
                 self._inside -= 1
 
 
-def install(limit: int, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set the variables by which a Python proxy that this process starts gets the door."""
-    environment[_CALLBACK] = f"{middlewares.__module__}.{middlewares.__name__}"
-    environment[_LIMIT] = str(limit)
+def variables(limit: int) -> dict[str, str]:
+    """Give the environment variables of a Python proxy that has the door."""
+    return {_CALLBACK: f"{middlewares.__module__}.{middlewares.__name__}", _LIMIT: str(limit)}
 
 
 def middlewares() -> list[Middleware]:

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,6 +245,24 @@ def test_a_step_load_takes_it_to_two_replicas_and_back_without_a_failed_request(
 
     assert load.failures == []
     assert load.count > 50
+
+
+@pytest.mark.ray
+def test_the_proxy_refuses_what_its_replicas_cannot_take_and_goes_on(endpoint: str) -> None:
+    url, body = f"{endpoint}/v1/recommend", {"history": [{"item_id": "item-04"}], "explain": True}
+    answers: list[tuple[int, Any, dict[str, str]]] = []
+    with ThreadPoolExecutor(48) as pool:  # three times what one replica takes
+        wait_for(
+            lambda: (
+                answers.extend(pool.map(lambda _: call(url, body), range(48)))
+                or any(status == 503 for status, _, _ in answers)
+            )
+        )
+
+    assert {status for status, _, _ in answers} == {200, 503}
+    refusal = next(told for status, told, _ in answers if status == 503)
+    assert refusal["error"]["code"] == "overloaded"
+    assert call(url, body)[0] == 200
 
 
 @pytest.mark.ray
