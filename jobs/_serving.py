@@ -195,6 +195,8 @@ class Bench:
             def kill() -> None:
                 while not done.wait(kill_s):
                     found = [process for process in process_tree(pid) if _is_replica(process)]
+                    if len(found) < replicas:  # the last one is not back yet
+                        continue
                     os.kill(found[-1], signal.SIGKILL)
                     killed.append(found[-1])
 

@@ -53,11 +53,13 @@ def main() -> None:
         "--demo",
         type=Path,
         metavar="RUN",
-        help="workdir of a finished demo of this code, which full scale then need not repeat",
+        help="with --scale full --stage serve: workdir of a finished demo, not to train one again",
     )
     parser.add_argument("--serve-bare", metavar="BUNDLE", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.demo is not None and (options.scale, options.stage) != ("full", ["serve"]):
+        parser.error("--demo goes with --scale full --stage serve: other stages must be run anew")
     if options.serve_bare is not None:
         serve_bare(options.serve_bare, options.port)
         return

@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray.train
@@ -15,10 +16,10 @@ from ray.train import Checkpoint, Result
 from mtrec import storage
 from mtrec.bundle import load_bundle
 from mtrec.config import Config
-from mtrec.errors import ArtifactError, DataError
+from mtrec.errors import ArtifactError, ConfigError, DataError
 from mtrec.model.fit import start_state, train_epoch
 from mtrec.model.loading import load_training_data
-from mtrec.train import _best_state, _check_transform, _report, train
+from mtrec.train import _best_state, _check_transform, _keep, _report, train
 
 pytestmark = pytest.mark.ray
 
@@ -70,6 +71,27 @@ def test_the_driver_alone_and_two_ray_workers_give_the_losses_of_one(
     torch.testing.assert_close(*weights, rtol=0, atol=0)
     assert not (tmp_path / "0" / "checkpoints").exists()
     assert torch.get_num_threads() == threads
+
+
+def test_without_a_gpu_the_driver_says_what_to_do(planted_run, tmp_path: Path) -> None:
+    config, _ = planted_run
+    with pytest.raises(ConfigError, match=r"sees no GPU\n.*num_workers 1"):
+        _train(_with(config, num_workers=0, use_gpu="yes"), tmp_path)
+
+
+def test_the_driver_keeps_the_best_state_and_the_last_as_they_were() -> None:
+    weight = torch.zeros(2)
+    kept: dict[str, dict[str, Any]] = {}
+    for epoch, best in ((1, 1), (2, 2), (3, 2)):
+        weight += 1.0
+        saved = {"weight": weight, "epoch": epoch}
+        state: Any = SimpleNamespace(epoch=epoch, best_epoch=best, state_dict=saved.copy)
+        _keep(state, {"export": {"weight": 10.0 * weight}}, kept)
+    weight += 1.0
+    assert {name: saved["epoch"] for name, saved in kept.items()} == {"best": 2, "last": 3}
+    assert kept["best"]["weight"].tolist() == [2.0, 2.0]
+    assert kept["best"]["export"]["weight"].tolist() == [20.0, 20.0]
+    assert kept["last"]["weight"].tolist() == [3.0, 3.0]
 
 
 def test_a_refit_sees_validation_for_as_many_epochs_as_were_best(
