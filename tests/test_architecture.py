@@ -27,7 +27,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("query", "catalogue", "folds", "harm", "profile"),
     ),
     3: ("bundle",),
-    4: ("recommender", "ranker", "inputs", "removal", "dial", "revise", "answers"),
+    4: ("recommender", "ranker", "inputs", "removal", "dial", "revise", "answers", "export"),
     5: (
         "rayrun",
         "progress",
@@ -43,7 +43,17 @@ LAYERS: dict[int, tuple[str, ...]] = {
     6: ("chain", "doctor", "cli", "serve.app", "serve.telemetry"),
 }
 RAY = (*LAYERS[5], *LAYERS[6])
-TORCH = ("model.", "text.encoder", "train", "bundle", "recommender", "ranker", "index", "revise")
+TORCH = (
+    "model.",
+    "text.encoder",
+    "train",
+    "export",
+    "bundle",
+    "recommender",
+    "ranker",
+    "index",
+    "revise",
+)
 HTTP = ("serve.",)
 
 

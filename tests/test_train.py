@@ -19,7 +19,7 @@ from mtrec.config import Config
 from mtrec.errors import ArtifactError, ConfigError, DataError
 from mtrec.model.fit import start_state, train_epoch
 from mtrec.model.loading import load_training_data
-from mtrec.train import _best_state, _check_transform, _keep, _report, train
+from mtrec.train import _best_state, _check_transform, _keep, _load, _report, train
 
 pytestmark = pytest.mark.ray
 
@@ -153,6 +153,36 @@ def _kill_worker_after_checkpoint(checkpoints: Path) -> None:
         time.sleep(0.05)
     workers = [pid for pid, title in descendants(os.getpid()).items() if "RayTrainWorker" in title]
     os.kill(workers[0], signal.SIGKILL)
+
+
+def test_a_checkpoint_from_a_gpu_is_read_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save({"weight": torch.ones(2)}, tmp_path / "state.pt")
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(tmp_path / "state.pt", weights_only=True)
+    assert _load(str(tmp_path / "state.pt"))["weight"].device == torch.device("cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_state_on_a_gpu_goes_on_from_a_checkpoint(planted_run, tmp_path: Path) -> None:
+    config, workdir = planted_run
+    place = {"dataset": str(workdir / "dataset"), "embeddings": str(workdir / "embeddings")}
+    gpu = torch.device("cuda")
+    data, _ = load_training_data(config, **place, device=gpu)
+    straight = start_state(config, data, gpu)
+    train_epoch(straight, config, data)
+    torch.save(straight.state_dict(), tmp_path / "state.pt")
+    again = start_state(config, data, gpu)
+    again.load_state_dict(_load(str(tmp_path / "state.pt")))
+    losses = [train_epoch(state, config, data) for state in (straight, again)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    expected, found = (state.export_weights() for state in (straight, again))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
 
 
 def test_the_history_ends_with_the_last_epoch_even_if_that_was_the_worst(tmp_path: Path) -> None:

@@ -82,10 +82,11 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint that lies in main memory, on whatever device the model is."""
+        device = next(self.model.parameters()).device
         self.model.load_state_dict(state["model"])
         self.objective.balance.load_state_dict(state["balance"])
-        self.average = state["average"]
+        self.average = {name: value.to(device) for name, value in state["average"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         self.step, self.epoch = state["step"], state["epoch"]

@@ -1,0 +1,248 @@
+"""From a fitted network to a bundle: what is fitted beside it, and everything that answering needs.
+
+EASE, iALS and matrix factorisation are fitted on the events that the network was fitted on; how
+they join it is chosen by validation. No Ray.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mtrec import storage
+from mtrec.bundle import EncoderInfo, ItemArrays, save_bundle
+from mtrec.catalogue import NUM_SPECIAL
+from mtrec.classics import fit_ials
+from mtrec.config import Config
+from mtrec.data.dataset import read_table
+from mtrec.data.features import FeatureTransform
+from mtrec.data.histories import SPLITS
+from mtrec.factors import Factors, FactorTerm, fit_factors
+from mtrec.ials import ImplicitFactors
+from mtrec.itemitem import ItemItem, fit_ease
+from mtrec.model.batches import TrainingData
+from mtrec.model.loading import load_training_data, open_store, text_rows
+from mtrec.model.network import MultiTaskModel, build_model
+from mtrec.model.towers import ItemVectors
+from mtrec.model.validation import choose_ials, choose_item_item, join_factors, social_vectors
+from mtrec.runlog import event
+from mtrec.userstore import SocialRows
+
+# To the user this is the end of training.
+logger = logging.getLogger("mtrec.train")
+# Seconds between two lines about a factorisation that takes long.
+_SAY_S = 10.0
+
+
+def export_bundle(
+    config: Config,
+    state: dict[str, Any],
+    *,
+    fitted_on: list[str],
+    dataset: str,
+    embeddings: str,
+    bundles: str,
+    key: str,
+    parents: Mapping[str, str],
+) -> str:
+    """Make a bundle of a fitted network, and give its version.
+
+    Args:
+        config: the run.
+        state: what training saved: `export`, the weights to ship; `epoch` and `history`; after a
+            refit `validated`, the weights that validation judged.
+        fitted_on: splits that the network was fitted on.
+        dataset: folder or URI of the dataset artifact.
+        embeddings: folder or URI of the embeddings artifact.
+        bundles: folder or URI that receives the bundle.
+        key: hash of the work.
+        parents: ids of the artifacts that it is made from.
+    """
+    data, _ = load_training_data(
+        config, dataset=dataset, embeddings=embeddings, fitted_on=fitted_on
+    )
+    model = build_model(config.model, config.tasks, data.sizes)
+    model.load_state_dict(state["export"])
+    model.eval()
+    item_item, ials = _retrieval_terms(config, state, data, dataset=dataset, embeddings=embeddings)
+    factors = _factors(config, state, data, dataset=dataset, embeddings=embeddings)
+    with torch.no_grad():
+        vectors = model.encode_items(data.items, data.trained)
+    store = open_store(config, embeddings)
+    users = read_table(storage.join(dataset, "users.parquet"))
+    history = state["history"]
+    chosen: dict[str, Any] = next(
+        (entry for entry in history if entry["epoch"] == state["epoch"]), {}
+    )
+    return save_bundle(
+        bundles,
+        config=config,
+        model=model,
+        sizes=data.sizes,
+        transform=FeatureTransform.from_json(
+            storage.read_json(storage.join(dataset, "transform.json"))
+        ),
+        dataset=dataset,
+        vectors=ItemArrays(
+            content=vectors.content.numpy(),
+            collaborative=vectors.collaborative.numpy(),
+            bias=vectors.bias.numpy(),
+            text=data.items.text.numpy() if data.sizes.items.text_width else None,
+        ),
+        item_item=item_item,
+        ials=ials,
+        factors=factors,
+        user_text=(
+            text_rows(store, users.column("text"), shift=0)
+            if store is not None and data.sizes.users.text_width
+            else None
+        ),
+        social=_social_rows(config, model, data, vectors, dataset=dataset, embeddings=embeddings),
+        encoder=(
+            EncoderInfo(store.spec.id, store.spec.name, store.dim, store.spec.model_id)
+            if store is not None
+            else None
+        ),
+        metrics={
+            "validation": {
+                name.removeprefix("validation/"): value
+                for name, value in chosen.items()
+                if name.startswith("validation/")
+            },
+            "epoch": state["epoch"],
+            "history": history,
+        },
+        fitted_on=fitted_on,
+        key=key,
+        parents=parents,
+    )
+
+
+def _social_rows(
+    config: Config,
+    model: MultiTaskModel,
+    data: TrainingData,
+    vectors: ItemVectors,
+    *,
+    dataset: str,
+    embeddings: str,
+) -> SocialRows | None:
+    """Give all kept links, and social vectors that know all kept events; None: no social task."""
+    if data.social is None:
+        return None
+    everything, _ = load_training_data(
+        config, dataset=dataset, embeddings=embeddings, fitted_on=SPLITS
+    )
+    assert everything.social is not None, "the same configuration"
+    found = social_vectors(model, config, everything, vectors)
+    return SocialRows(everything.social.graph.links, found)
+
+
+def _retrieval_terms(
+    config: Config,
+    state: dict[str, Any],
+    data: TrainingData,
+    *,
+    dataset: str,
+    embeddings: str,
+) -> tuple[ItemItem | None, ImplicitFactors | None]:
+    """Fit what is added to the logits on the events that the model was fitted on.
+
+    Validation chooses settings and scales.
+    """
+    item_term, size = config.model.item_item, data.sizes.num_items
+    if item_term is not None and size - NUM_SPECIAL > item_term.max_items:
+        logger.warning(
+            "model.item_item was left out: the catalogue has %d items, more than "
+            "model.item_item.max_items = %d",
+            size - NUM_SPECIAL,
+            item_term.max_items,
+        )
+        item_term = None
+    if item_term is None and config.model.ials is None:
+        return None, None
+    known, held_out = load_training_data(config, dataset=dataset, embeddings=embeddings)
+    model = build_model(config.model, config.tasks, known.sizes)
+    model.load_state_dict(state.get("validated", state["export"]))
+    is_again = known.train.num_events != data.train.num_events
+    item_item, ials = None, None
+    of_items: dict[str, float] = {}
+    if item_term is not None:
+        item_item, of_items = choose_item_item(model, config, known, held_out)
+        event(logger, "train.item_item", **of_items)
+    if config.model.ials is not None:
+        ials, item_item, chosen = choose_ials(model, config, known, held_out, item_item)
+        event(logger, "train.ials", **chosen)
+        of_items["scale"] = of_items.get("scale", 0.0) * chosen["item_item"]
+        if ials is not None and is_again:
+            refit = fit_ials(
+                data.train,
+                size,
+                factors=int(chosen["factors"]),
+                alpha=chosen["alpha"],
+                reg=chosen["reg"],
+                seed=config.run.seed,
+            )
+            ials = refit.scaled(chosen["scale"])
+    if item_term is not None and item_item is not None and is_again:
+        refitted = fit_ease(data.train, size, reg=of_items["reg"], top=item_term.top)
+        item_item = refitted.scaled(of_items["scale"])
+    return item_item, ials
+
+
+def _factors(
+    config: Config,
+    state: dict[str, Any],
+    data: TrainingData,
+    *,
+    dataset: str,
+    embeddings: str,
+) -> FactorTerm | None:
+    """Factorise the events that the model was fitted on; how it joins is chosen by validation."""
+    if config.model.factors is None:
+        return None
+    known, held_out = load_training_data(config, dataset=dataset, embeddings=embeddings)
+    factors = _fit_factors(config, known)
+    if factors is None:
+        logger.warning(
+            'model.factors was left out: no training event has a value of "%s"',
+            config.model.factors.column,
+        )
+        return None
+    model = build_model(config.model, config.tasks, known.sizes)
+    model.load_state_dict(state.get("validated", state["export"]))
+    term, figures = join_factors(model, config, known, held_out, factors)
+    event(logger, "train.factors", joined=",".join(term.weights) or "no task", **figures)
+    if known.train.num_events == data.train.num_events:
+        return term
+    refitted = _fit_factors(config, data)
+    assert refitted is not None, "more events than before"
+    return replace(term, factors=refitted)
+
+
+def _fit_factors(config: Config, data: TrainingData) -> Factors | None:
+    """Draw item vectors from the training events, saying now and then how far that is."""
+    term = config.model.factors
+    assert term is not None, "a configuration with factors"
+    said = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > _SAY_S:
+            said = time.monotonic()
+            event(logger, "train.factors", sweep=done, sweeps=total)
+
+    return fit_factors(
+        data.train,
+        data.train.numbers[term.column],
+        data.sizes.num_items,
+        rank=term.rank,
+        draws=term.draws,
+        burn_in=term.burn_in,
+        thin=term.thin,
+        seed=config.run.seed,
+        on_sweep=show,
+    )

@@ -1,0 +1,104 @@
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mtrec import export
+from mtrec.bundle import Bundle, load_bundle
+from mtrec.config import Config
+from mtrec.configfile import parse_config
+from mtrec.itemitem import fit_ease
+from mtrec.model.batches import TrainingData
+from mtrec.model.fit import start_state
+from mtrec.model.loading import load_training_data
+
+pytestmark = pytest.mark.ray
+
+
+@dataclass
+class Exporter:
+    """Exports a network that was never trained: what is fitted beside it does not need that."""
+
+    config: Config
+    workdir: Path
+    bundles: Path
+
+    def __call__(self, fitted_on: list[str], **model: object) -> Bundle:
+        tree = self.config.model_dump(mode="json")
+        tree["model"] |= model
+        config = parse_config(tree)
+        state = start_state(config, self.data(["train"]), torch.device("cpu"))
+        saved: dict[str, Any] = {"export": state.export_weights(), "epoch": 1, "history": []}
+        saved["history"] = [{"epoch": 1, "validation/a/ndcg@10": 0.5, "loss": 2.0}]
+        export.export_bundle(
+            config,
+            {**saved, "validated": saved["export"]},
+            fitted_on=fitted_on,
+            dataset=str(self.workdir / "dataset"),
+            embeddings=str(self.workdir / "embeddings"),
+            bundles=str(self.bundles),
+            key="k" * 16,
+            parents={},
+        )
+        return load_bundle(str(self.bundles))
+
+    def data(self, fitted_on: list[str]) -> TrainingData:
+        return load_training_data(
+            self.config,
+            dataset=str(self.workdir / "dataset"),
+            embeddings=str(self.workdir / "embeddings"),
+            fitted_on=fitted_on,
+        )[0]
+
+
+@pytest.fixture
+def exporter(planted_run, tmp_path: Path) -> Exporter:
+    config, workdir = planted_run
+    return Exporter(config, workdir, tmp_path / "bundles")
+
+
+def test_what_is_fitted_beside_a_refitted_network_has_seen_validation_too(
+    exporter: Exporter,
+) -> None:
+    term = {"reg": [5.0], "top": 8, "scales": [2.0]}
+    both = exporter(["train", "validation"], item_item=term).item_item
+    assert both is not None
+    found = both.weights.toarray()
+
+    def difference(fitted_on: list[str]) -> float:
+        data = exporter.data(fitted_on)
+        ease = fit_ease(data.train, data.sizes.num_items, reg=5.0, top=8).weights.toarray()
+        scale = (found * ease).sum() / (ease * ease).sum()
+        return float(np.abs(found - scale * ease).max() / np.abs(found).max())
+
+    assert difference(["train", "validation"]) < 1e-6
+    assert difference(["train"]) > 0.01
+
+
+def test_a_catalogue_that_is_too_large_has_no_item_item_term_and_says_so(
+    exporter: Exporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "mtrec.train"):
+        bundle = exporter(["train"], item_item={"max_items": 5})
+    assert bundle.item_item is None
+    assert "more than model.item_item.max_items = 5" in caplog.text
+
+
+def test_a_column_without_values_leaves_factors_out_and_says_so(
+    exporter: Exporter, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "fit_factors", lambda *_, **__: None)
+    with caplog.at_level(logging.WARNING, "mtrec.train"):
+        bundle = exporter(["train"], factors={"column": "rating"})
+    assert bundle.factors is None
+    assert 'no training event has a value of "rating"' in caplog.text
+
+
+def test_a_bundle_says_what_validation_found_in_the_epoch_that_ships(exporter: Exporter) -> None:
+    bundle = exporter(["train"])
+    assert bundle.metrics["validation"] == {"a/ndcg@10": 0.5}
+    assert (bundle.metrics["epoch"], bundle.fitted_on) == (1, ["train"])
