@@ -5,6 +5,7 @@ stand in a file is `config.py`'s business.
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
     try:
-        tree = yaml.load(text, Loader=_UniqueKeys)
+        tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -63,8 +64,12 @@ def parse_config(tree: dict[str, Any], *, name: str = "configuration") -> Config
         raise ConfigError(f"{name}: " + "\n".join(shown)) from error
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuse a key that comes twice: YAML's own rule, which PyYAML forgets."""
+class _Loader(yaml.SafeLoader):
+    """YAML as its version 1.2 has it, where PyYAML stayed with 1.1.
+
+    A key that comes twice is refused. Only `true` and `false` are booleans: `train.refit: no` and
+    `data.interactions.columns.flag.values: [on, off]` mean the words.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -78,6 +83,15 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, words) for tag, words in known if tag != "tag:yaml.org,2002:bool"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF")
+)
+
+
 def dump_config(config: Config) -> str:
     """Write a configuration as YAML that `load_config` reads back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -89,7 +103,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise ConfigError(f'--set {override}: expected key=value, for example "train.epochs=3"')
     try:
-        value = yaml.safe_load(raw)
+        value = yaml.load(raw, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from error
     node: Any = tree

@@ -261,6 +261,20 @@ def test_a_moment_may_be_a_day_a_time_or_seconds_and_is_written_back(tmp_path, v
     assert load_config(path) == config
 
 
+@pytest.mark.parametrize("key", ["refit", "use_gpu"])
+def test_no_is_a_word_and_only_true_and_false_are_booleans(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "run.yaml"
+    words = f"train: {{{key}: no}}\nscore: {{explain: true}}\n"
+    rest = {name: value for name, value in tree().items() if name not in ("train", "score")}
+    path.write_text(yaml.safe_dump(rest) + words)
+    config = load_config(path)
+    assert (getattr(config.train, key), config.score.explain) == ("no", True)
+    config = load_config(path, [f"train.{key}=no", "score.explain=False"])
+    assert (getattr(config.train, key), config.score.explain) == ("no", False)
+    # A flag takes the words as well.
+    assert load_config(path, ["score.explain=no"]).score.explain is False
+
+
 def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("run: {seed: 1}\ntext: {encoder: hashing}\nrun: {seed: 2}\n")
