@@ -116,7 +116,7 @@ def _nobody(where: str) -> ConfigError:
 def local_cpus(config: RayConfig) -> int:
     """Give the logical CPUs that a local Ray has."""
     # On a two-core laptop the train workers must leave some for the drivers.
-    return config.num_cpus or max(4, os.cpu_count() or 1)
+    return config.num_cpus or max(4, usable_cores())
 
 
 def check_shared(
@@ -286,6 +286,18 @@ def cluster_gpus() -> float:
 def cluster_cpus() -> float:
     """Give the number of logical CPUs that the connected cluster has."""
     return float(_resources().get("CPU", 1.0))
+
+
+def usable_cores() -> int:
+    """Give the number of this machine's cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def largest_node_cpus() -> int:
+    """Give the logical CPUs of the connected cluster's largest node; at least 1."""
+    return max(1, *(int(node["Resources"].get("CPU", 0)) for node in alive_nodes()))
 
 
 def _resources() -> dict[str, float]:

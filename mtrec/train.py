@@ -31,7 +31,13 @@ from mtrec.model.fit import TrainState, start_state, train_epoch
 from mtrec.model.loading import load_training_data
 from mtrec.model.validation import monitored, validate
 from mtrec.progress import follow
-from mtrec.rayrun import cluster_cpus, cluster_gpus, find_cause
+from mtrec.rayrun import (
+    cluster_cpus,
+    cluster_gpus,
+    find_cause,
+    largest_node_cpus,
+    usable_cores,
+)
 from mtrec.runlog import configure_logging, event
 
 logger = logging.getLogger("mtrec.train")
@@ -138,7 +144,7 @@ def _fit_here(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
             _worker,
             train_loop_config={
                 **settings,
-                "threads": 1 if use_gpu else os.cpu_count() or 1,
+                "cores": usable_cores(),
                 "device": torch.device("cuda" if use_gpu else "cpu"),
                 "kept": kept,
             },
@@ -175,10 +181,9 @@ def _build_trainer(
     )
     # Half of the CPUs at most: on a small machine Ray's own work needs the others.
     cpus = min(1.0, cluster_cpus() / (2 * num_workers))
-    threads = 1 if use_gpu else max(1, (os.cpu_count() or 1) // num_workers)
     return TorchTrainer(
         _worker,
-        train_loop_config={**settings, "threads": threads},
+        train_loop_config={**settings, "cores": largest_node_cpus()},
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             use_gpu=use_gpu,
@@ -204,11 +209,11 @@ def _worker(settings: dict[str, Any]) -> None:
     is_here = "kept" in settings
     if not is_here:
         configure_logging()
-    torch.set_num_threads(settings["threads"])
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     config = parse_config(settings["config"])
     device = settings["device"] if is_here else get_device()
+    torch.set_num_threads(_num_threads(device, settings["cores"], context.get_local_world_size()))
     data, held_out = load_training_data(
         config,
         dataset=settings["dataset"],
@@ -262,6 +267,13 @@ def _worker(settings: dict[str, Any]) -> None:
             _report(state, beside, score, rank)
         if rank == 0:
             settings["show"](state.history[-1])
+
+
+def _num_threads(device: torch.device, cores: int, num_workers: int) -> int:
+    """Share the cores that a machine and its Ray have over the workers there; a GPU needs one."""
+    if device.type != "cpu":
+        return 1
+    return max(1, min(cores, usable_cores()) // num_workers)
 
 
 def _load(path: str) -> dict[str, Any]:

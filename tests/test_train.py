@@ -19,7 +19,7 @@ from mtrec.config import Config
 from mtrec.errors import ArtifactError, ConfigError, DataError
 from mtrec.model.fit import start_state, train_epoch
 from mtrec.model.loading import load_training_data
-from mtrec.train import _best_state, _check_transform, _keep, _load, _report, train
+from mtrec.train import _best_state, _check_transform, _keep, _load, _num_threads, _report, train
 
 pytestmark = pytest.mark.ray
 
@@ -71,6 +71,23 @@ def test_the_driver_alone_and_two_ray_workers_give_the_losses_of_one(
     torch.testing.assert_close(*weights, rtol=0, atol=0)
     assert not (tmp_path / "0" / "checkpoints").exists()
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "usable", "num_workers", "threads"),
+    [
+        ("cpu", 16, 2, 1, 2),  # a container that may use two of the machine's cores
+        ("cpu", 4, 16, 1, 4),  # a node that gives Ray four of its cores
+        ("cpu", 16, 16, 3, 5),
+        ("cpu", 1, 1, 2, 1),
+        ("cuda", 16, 16, 1, 1),
+    ],
+)
+def test_workers_share_the_cores_that_they_may_use(
+    monkeypatch: pytest.MonkeyPatch, device, cores, usable, num_workers, threads
+) -> None:
+    monkeypatch.setattr("mtrec.train.usable_cores", lambda: usable)
+    assert _num_threads(torch.device(device), cores, num_workers) == threads
 
 
 def test_without_a_gpu_the_driver_says_what_to_do(planted_run, tmp_path: Path) -> None:

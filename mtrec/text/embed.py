@@ -22,7 +22,7 @@ import ray
 from mtrec import storage
 from mtrec.config import Config, TextConfig
 from mtrec.errors import ArtifactError, ConfigError, MtrecError
-from mtrec.rayrun import alive_nodes, cluster_gpus
+from mtrec.rayrun import alive_nodes, cluster_gpus, largest_node_cpus, usable_cores
 from mtrec.runlog import event
 from mtrec.storage import Manifest
 from mtrec.text.encoder import build_encoder, describe_encoder, has_cuda
@@ -197,8 +197,7 @@ class _EmbedTexts:
     def _load(
         self, text: TextConfig, encoder_id: str, place: str, device: str, threads: int
     ) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self._encoder = build_encoder(text, device=device, threads=min(threads, cores or 1))
+        self._encoder = build_encoder(text, device=device, threads=min(threads, usable_cores()))
         if self._encoder.id != encoder_id:
             raise ArtifactError(
                 f'text.encoder "{self._encoder.name}" is not the same on every machine: node '
@@ -284,10 +283,8 @@ def _cuda_works() -> bool:
 def _cpus_per_actor(actors: int) -> int:
     """Share a node's free CPUs over its actors; each reserves what its threads use."""
     free = int(ray.available_resources().get("CPU", 1.0))  # type: ignore[no-untyped-call]  # Ray's
-    nodes = alive_nodes()
-    largest = max(int(node["Resources"].get("CPU", 0)) for node in nodes)
     # One stays free on each node: the driver of a job takes one somewhere.
-    return max(1, (min(free, largest) - 1) // -(-actors // len(nodes)))
+    return max(1, (min(free, largest_node_cpus()) - 1) // -(-actors // len(alive_nodes())))
 
 
 def _memory_per_actor(spec: EncoderSpec) -> int:
