@@ -96,6 +96,8 @@ def _show(
             last = stop.wait(_POLL_S)
             try:
                 entries = fetch(count)
+            except ray.exceptions.GetTimeoutError:
+                continue  # a busy machine is long about starting the actor
             except ray.exceptions.RayError:
                 return  # the cluster is going away: the driver's own error says why
             count += len(entries)

@@ -90,8 +90,11 @@ def test_workers_share_the_cores_that_they_may_use(
     assert _num_threads(torch.device(device), cores, num_workers) == threads
 
 
-def test_without_a_gpu_the_driver_says_what_to_do(planted_run, tmp_path: Path) -> None:
+def test_without_a_gpu_the_driver_says_what_to_do(
+    planted_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, _ = planted_run
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"sees no GPU\n.*num_workers 1"):
         _train(_with(config, num_workers=0, use_gpu="yes"), tmp_path)
 
