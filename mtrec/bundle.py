@@ -31,7 +31,7 @@ from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import Histories
 from mtrec.errors import ArtifactError, ConfigError
 from mtrec.factors import Factors, FactorTerm
-from mtrec.ials import ImplicitFactors
+from mtrec.ials import ARRAYS, ImplicitFactors
 from mtrec.itemitem import ItemItem
 from mtrec.localcopy import local_files
 from mtrec.model.network import ModelSizes, MultiTaskModel, build_model
@@ -393,8 +393,14 @@ def _read(folder: str, place: str) -> Bundle:
         )
     ials = None
     if os.path.exists(os.path.join(folder, "ials_items.npy")):
+        files = {name: f"ials_{name}.npy" for name in ARRAYS}
         ials = ImplicitFactors.from_arrays(
-            {name: array(f"ials_{name}.npy") for name in ("items", "settings")}, sizes.num_items
+            {
+                name: array(file)
+                for name, file in files.items()
+                if os.path.exists(os.path.join(folder, file))
+            },
+            sizes.num_items,
         )
     factors = None
     if os.path.exists(os.path.join(folder, "factors.json")):

@@ -15,7 +15,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from mtrec import metrics
-from mtrec.data.histories import Histories, unmet_items
+from mtrec.data.histories import Histories
 from mtrec.ials import ImplicitFactors
 from mtrec.itemitem import interaction_matrix, inverse_of
 
@@ -317,13 +317,10 @@ class TextNearest:
         return np.asarray(total @ self._unit.T, np.float32)
 
 
-class IalsText:
+class IalsText(Ials):
     """iALS whose factors of items that nobody has met are told by the items' texts.
 
-    A ridge regression with intercept from the text vectors to the factors, fitted on the items that
-    have events and text: W = (T'T + ridge I)^-1 T'Y, both centred. Content mapped to the factors of
-    a fitted factorisation, for new items, is what Gantner et al. (2010) do and what DropoutNet
-    (Volkovs et al. 2017) does with a network. An unmet item without text has zeros.
+    See `ImplicitFactors.with_texts`.
     """
 
     def __init__(
@@ -337,26 +334,8 @@ class IalsText:
         ridge: float,
         seed: int,
     ) -> None:
-        self._ials = fit_ials(
-            histories, len(text), factors=factors, alpha=alpha, reg=reg, seed=seed
-        )
-        self._items = self._ials.items.astype(np.float64)
-        has_text = text.any(axis=1)
-        is_unmet = unmet_items(histories, len(text))
-        known = np.flatnonzero(has_text & ~is_unmet)
-        known = known[known >= 2]
-        if len(known):
-            rows = text.astype(np.float64)
-            mean_text, mean_items = rows[known].mean(0), self._items[known].mean(0)
-            centred = rows[known] - mean_text
-            gram = centred.T @ centred + ridge * np.eye(rows.shape[1])
-            weights = np.linalg.solve(gram, centred.T @ (self._items[known] - mean_items))
-            told = is_unmet & has_text
-            self._items[told] = (rows[told] - mean_text) @ weights + mean_items
-
-    def score_users(self, histories: Histories) -> Scores:
-        """Give (B, N) inner products of users, solved for from their histories, and items."""
-        return np.asarray(self._ials.users(histories) @ self._items.T, np.float32)
+        fitted = fit_ials(histories, len(text), factors=factors, alpha=alpha, reg=reg, seed=seed)
+        super().__init__(fitted.with_texts(text, ridge))
 
 
 class PopularWithoutHistory:

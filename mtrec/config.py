@@ -267,6 +267,9 @@ class IalsTerm(Section):
     """Settings that are tried on validation."""
     scales: list[Annotated[float, Field(gt=0.0)]] = Field([1.0, 2.0, 4.0, 8.0, 16.0], min_length=1)
     """Factors from its scores to logits that are tried on validation, besides leaving it out."""
+    ridges: list[Annotated[float, Field(gt=0.0)]] = Field([10.0])
+    """Ridges that are tried on validation for telling the factors of items that nobody met from
+    their texts, besides telling nothing of them."""
 
 
 class FactorsTerm(Section):

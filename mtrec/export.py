@@ -186,6 +186,8 @@ def _retrieval_terms(
                 reg=chosen["reg"],
                 seed=config.run.seed,
             )
+            if chosen["ridge"]:
+                refit = refit.with_texts(data.items.text.numpy(), chosen["ridge"])
             ials = refit.scaled(chosen["scale"])
     if item_term is not None and item_item is not None and is_again:
         refitted = fit_ease(data.train, size, reg=of_items["reg"], top=item_term.top)

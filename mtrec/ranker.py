@@ -182,8 +182,11 @@ class Ranker:
         # In a catalogue without any content, what behaviour taught tells what is alike.
         self.likeness = arrays.content if arrays.content.any() else arrays.collaborative
         self._parts = [_Part(arrays.content), _Part(arrays.collaborative)]
+        self._is_told = np.zeros(len(arrays.content), np.bool_)
         if bundle.ials is not None:
             self._parts.append(_Part(bundle.ials.items))
+            if bundle.ials.told is not None:
+                self._is_told = bundle.ials.told
 
     @property
     def is_exact(self) -> bool:
@@ -322,16 +325,19 @@ class Ranker:
 
         With each part's logit relative to its mean over the catalogue for this user:
         |content| / (|content| + |collaborative|); 0.5 where both are 0. What the user's items add
-        to the logits, (N,), is collaborative.
+        to the logits, (N,), is collaborative; factors that a text tells are content.
         """
         wide, dim = user.astype(np.float64), self._parts[0].vectors.shape[1]
-        content = np.abs(self._parts[0].relative(item_index) @ wide[:dim])
+        content = self._parts[0].relative(item_index) @ wide[:dim]
         collaborative = self._parts[1].relative(item_index) @ wide[:dim]
+        is_told = self._is_told[item_index]
         for part in self._parts[2:]:
-            collaborative += part.relative(item_index) @ wide[dim:]
+            logit = part.relative(item_index) @ wide[dim:]
+            content += np.where(is_told, logit, 0.0)
+            collaborative += np.where(is_told, 0.0, logit)
         if added is not None:
             collaborative += added[item_index] - added[NUM_SPECIAL:].mean(dtype=np.float64)
-        collaborative = np.abs(collaborative)
+        content, collaborative = np.abs(content), np.abs(collaborative)
         total = content + collaborative
         share: NDArray[np.float64] = np.where(
             total > 0.0, content / np.where(total > 0.0, total, 1.0), 0.5

@@ -289,16 +289,22 @@ def _extend(
 
     extend("item_content.npy", content)
     extend("item_collaborative.npy", np.zeros_like(content))
-    width = bundle.vectors.search.shape[1] - content.shape[1]
-    extend("item_search.npy", np.pad(content, ((0, 0), (0, width))))
+    ials = bundle.ials
+    search = [content]
+    if ials is not None:
+        told = np.zeros((count, ials.items.shape[1]), np.float32)
+        if ials.text_map is not None:
+            told = ials.text_map(text)
+            extend("ials_told.npy", np.asarray(text.any(axis=1)))
+        extend("ials_items.npy", told)
+        search.append(told)
+    extend("item_search.npy", np.concatenate(search, axis=1))
     extend("item_bias.npy", np.zeros(count))
     if bundle.vectors.text is not None:
         extend("item_text.npy", text)
     if bundle.item_item is not None:
         end = bundle.item_item.weights.indptr[-1]
         extend("item_item_indptr.npy", np.full(count, end))
-    if bundle.ials is not None:
-        extend("ials_items.npy", np.zeros((count, bundle.ials.items.shape[1])))
     if bundle.factors is not None:
         draws = bundle.factors.factors.items
         unknown = draws[:, NUM_SPECIAL - 1 : NUM_SPECIAL]

@@ -16,6 +16,7 @@ from scipy import sparse
 
 from mtrec import storage
 from mtrec.bundle import EncoderInfo, ItemArrays, save_bundle
+from mtrec.classics import fit_ials
 from mtrec.config import Config
 from mtrec.configfile import parse_config
 from mtrec.data.features import ColumnTransform, FeatureTransform, Vocabulary
@@ -91,7 +92,12 @@ def small_config(*, social: bool = False, **score: object) -> Config:
 
 
 def make_small(
-    folder: Path, *, integer_ids: bool = False, text: bool = True, social: bool = False
+    folder: Path,
+    *,
+    integer_ids: bool = False,
+    text: bool = True,
+    social: bool = False,
+    ials: bool = False,
 ) -> Small:
     config = small_config(social=social)
     if not text:
@@ -133,6 +139,7 @@ def make_small(
         values[:2] = 0.0
     content[12] = collaborative[13] = 0.0
     user_text = encoder.encode([value or "" for value in users.column("text").to_pylist()])
+    fitted = fit_ials(histories, NUM_ITEMS + 2, factors=3, alpha=4.0, reg=1.0, seed=0)
     version = save_bundle(
         str(folder / "bundles"),
         config=config,
@@ -141,6 +148,7 @@ def make_small(
         transform=transform,
         dataset=str(dataset),
         vectors=ItemArrays(content, collaborative, bias, item_text),
+        ials=fitted.with_texts(item_text, 1.0) if ials else None,
         user_text=user_text if text else None,
         social=SocialRows(_links(), rng.normal(size=(8, 8)).astype(np.float32)) if social else None,
         encoder=EncoderInfo(encoder.id, encoder.name, encoder.dim),

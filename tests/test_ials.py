@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
 
 from mtrec.classics import fit_ials
 from mtrec.data.histories import Histories
@@ -63,3 +64,41 @@ def test_arrays_are_read_back_and_wrong_ones_refused(
     np.testing.assert_array_equal(again.scores(histories), fitted.scaled(5.0).scores(histories))
     with pytest.raises(ValueError, match="for 15 items"):
         ImplicitFactors.from_arrays(fitted.to_arrays(), 15)
+
+
+def test_texts_tell_the_factors_of_items_that_nobody_met(
+    histories: Histories, fitted: ImplicitFactors
+) -> None:
+    # Items 12 and 13 were never met; there is no text of 13, nor of 4, which was.
+    text = np.random.default_rng(1).normal(size=(14, 5)).astype(np.float32)
+    text[[4, 13]] = 0.0
+    told = fitted.with_texts(text, 0.7)
+    met = [item for item in range(2, 12) if item != 4]
+    oracle = Ridge(alpha=0.7).fit(text[met], fitted.items[met])
+    np.testing.assert_allclose(told.items[12], oracle.predict(text[[12]])[0], atol=1e-5)
+    unchanged = [item for item in range(14) if item != 12]
+    np.testing.assert_array_equal(told.items[unchanged], fitted.items[unchanged])
+    assert told.told is not None
+    assert np.flatnonzero(told.told).tolist() == [12]
+    # What users are does not change with items that they have not met.
+    np.testing.assert_array_equal(told.users(histories), fitted.users(histories))
+    assert told.text_map is not None
+    np.testing.assert_allclose(told.text_map(text)[[12, 13]], told.items[[12, 13]], atol=1e-6)
+    again = ImplicitFactors.from_arrays(told.scaled(3.0).to_arrays(), 14)
+    np.testing.assert_array_equal(again.scores(histories), told.scaled(3.0).scores(histories))
+    assert again.text_map is not None
+    np.testing.assert_array_equal(again.text_map(text), told.text_map(text))
+
+
+def test_without_a_text_of_an_item_that_was_met_texts_tell_nothing(fitted: ImplicitFactors) -> None:
+    text = np.zeros((14, 5), np.float32)
+    text[12] = 1.0
+    assert fitted.with_texts(text, 1.0) is fitted
+
+
+@pytest.mark.parametrize("name", ["gram", "told", "text_weights", "text_means"])
+def test_a_text_map_of_another_size_is_refused(fitted: ImplicitFactors, name: str) -> None:
+    text = np.random.default_rng(1).normal(size=(14, 5)).astype(np.float32)
+    arrays = fitted.with_texts(text, 1.0).to_arrays()
+    with pytest.raises(ValueError, match=r"ials: texts of \d numbers for 3 factors"):
+        ImplicitFactors.from_arrays({**arrays, name: arrays[name][:-1]}, 14)

@@ -62,6 +62,24 @@ def test_new_items_are_known_by_what_the_item_tower_says_of_them(
     np.testing.assert_array_equal(after.vectors.content[:-1], before.vectors.content)
 
 
+def test_the_factors_of_a_new_item_are_told_by_its_text(tmp_path: Path) -> None:
+    small = make_small(tmp_path / "small", ials=True)
+    before = load_bundle(str(small.bundles))
+    # Nobody met the last item: its factors are told as well.
+    (old,) = before.items.slice(11).to_pylist()
+    twin = {name: old[name] for name in ("title", "genres", "brand", "price")}
+    add_items(str(small.bundles), write(tmp_path, [{"item_id": "zz-twin", **twin}]))
+    after = load_bundle(str(small.bundles))
+    assert before.ials is not None and after.ials is not None
+    assert np.abs(before.ials.items[13]).max() > 0.01
+    np.testing.assert_allclose(after.ials.items[14], before.ials.items[13], atol=1e-6)
+    assert after.ials.told is not None
+    assert np.flatnonzero(after.ials.told).tolist() == [13, 14]
+    np.testing.assert_array_equal(after.ials.gram, before.ials.gram)
+    expected = np.concatenate([after.vectors.content[14], after.ials.items[14]])
+    np.testing.assert_array_equal(after.vectors.search[14], expected)
+
+
 def test_what_a_bundle_answered_it_answers_as_before_where_nothing_new_is_listed(
     bundles: Path, small: Small, tmp_path: Path
 ) -> None:

@@ -173,41 +173,49 @@ def choose_ials(
 
     Returns:
         iALS scaled to logits, None where leaving it out is best; the item-item term; and what was
-        chosen: `factors`, `alpha`, `reg`, `scale`, `item_item` (times its scale before), `ndcg`
-        with it and `ndcg_without`.
+        chosen: `factors`, `alpha`, `reg`, `ridge` (0: texts tell nothing), `scale`, `item_item`
+        (times its scale before), `ndcg` with it and `ndcg_without`.
     """
     term = config.model.ials
     assert term is not None, "a configuration with iALS"
-    terms: dict[Any, Term] = {
-        at: fit_ials(
+    text = data.items.text.cpu().numpy()
+    terms: dict[Any, Term] = {}
+    for at, settings in enumerate(term.tried):
+        fitted = fit_ials(
             data.train, data.sizes.num_items, seed=config.run.seed, **settings.model_dump()
         )
-        for at, settings in enumerate(term.tried)
-    }
+        terms[at, 0.0] = fitted
+        for ridge in term.ridges if text.any() else ():
+            told = fitted.with_texts(text, ridge)
+            if told.told is not None and told.told.any():
+                terms[at, ridge] = told
+    kinds = list(terms)
     before: dict[Any, float] = {}
     if item_item is not None:
         terms["item_item"], before = item_item, {"item_item": 1.0}
-    options = [(0, 0.0), *((at, scale) for at in range(len(term.tried)) for scale in term.scales)]
+    options = [(kinds[0], 0.0), *((kind, scale) for kind in kinds for scale in term.scales)]
     means = _ndcg_with(
-        model, config, data, held_out, terms, [{**before, at: scale} for at, scale in options]
+        model, config, data, held_out, terms, [{**before, kind: scale} for kind, scale in options]
     )
     best = max(range(len(options)), key=means.__getitem__)
-    (at, scale), ndcg, factor = options[best], means[best], 1.0
+    (kind, scale), ndcg, factor = options[best], means[best], 1.0
     if scale and item_item is not None:
-        beside = [{"item_item": factor, at: scale} for factor in _BESIDE]
+        beside = [{"item_item": factor, kind: scale} for factor in _BESIDE]
         again = _ndcg_with(model, config, data, held_out, terms, beside)
         factor, ndcg = max(
             [(1.0, ndcg), *zip(_BESIDE, again, strict=True)], key=lambda pair: pair[1]
         )
         item_item = item_item.scaled(factor)
+    at, ridge = kind
     chosen = {
         **term.tried[at].model_dump(),
+        "ridge": ridge,
         "scale": scale,
         "item_item": factor,
         "ndcg": ndcg,
         "ndcg_without": means[0],
     }
-    found = terms[at]
+    found = terms[kind]
     assert isinstance(found, ImplicitFactors), "what was fitted above"
     return (found.scaled(scale) if scale else None), item_item, chosen
 

@@ -177,6 +177,36 @@ def test_ials_is_the_best_of_those_tried_beside_an_item_item_term(any_config, fi
     np.testing.assert_allclose(found.scores(data.train), scale * scores[at], rtol=1e-3, atol=1e-5)
 
 
+def test_texts_tell_ials_of_items_that_nobody_met_where_validation_says_so(
+    any_config, fitted
+) -> None:
+    model, data, _ = fitted
+    is_cold = data.train.item_index >= 16
+    held_out = data.train.select(is_cold)
+    data = replace(data, train=data.train.select(~is_cold))
+    term = IalsTerm(
+        tried=[IalsSettings(factors=2, alpha=5.0, reg=1.0)], scales=[50.0], ridges=[1.0]
+    )
+    config = any_config.model_copy(
+        update={
+            "model": any_config.model.model_copy(update={"ials": term}),
+            "evaluate": any_config.evaluate.model_copy(update={"candidates": "cold", "k": 2}),
+        }
+    )
+    found, _, chosen = choose_ials(model, config, data, held_out, None)
+    assert (chosen["ridge"], chosen["scale"]) == (1.0, 50.0)
+    assert found is not None and found.told is not None
+    assert np.flatnonzero(found.told).tolist() == [16, 17, 18, 19, 20, 21]
+    # Users keep to the even or the odd items, which the texts tell.
+    scores = found.scores(data.train)[:, 16:]
+    own = np.arange(len(scores)) % 2
+    difference = scores[:, ::2].mean(1) - scores[:, 1::2].mean(1)
+    assert (np.where(own == 0, difference, -difference) > 0).all()
+    without = term.model_copy(update={"ridges": []})
+    config = config.model_copy(update={"model": config.model.model_copy(update={"ials": without})})
+    assert choose_ials(model, config, data, held_out, None)[2]["ndcg"] < chosen["ndcg"]
+
+
 def test_factors_join_by_what_validation_says(any_config, make_data) -> None:
     data, held_out = make_data(60)
     # Every third user says one more of whatever it is, which the network was never told.
