@@ -15,6 +15,9 @@ interruption the same command goes on: what has a `result.json` of the same conf
 what was under way resumes from its last checkpoint. Once it has that file, a seed's `data/` and
 `run/` may be deleted; delete all of its folder to run it anew.
 
+`--results DIR` reads what somebody measured with the same configuration and seed, and adds what is
+measured now. The figures behind the README's table lie in `jobs/results/quality`.
+
 M1 also trains each task alone, beside the runs of P3 and P8 (`twins.json` is its result). C2 trains
 one model on everybody and ten without a tenth of the users each, every one with its own
 `result.json`: `--folds 3` stops after three, and the table says so.
@@ -76,6 +79,7 @@ class Options:
     text: str | None
     overrides: tuple[str, ...]
     folds: int = NUM_FOLDS
+    results: Path | None = None
 
 
 def main() -> int:
@@ -94,6 +98,10 @@ def main() -> int:
         help=f"of the {NUM_FOLDS} folds of users of C2 only the first N",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="receives tables, runs, vectors")
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR",
+        help="take results of the same configuration and seed from there, and add new ones",
+    )  # fmt: skip
     parser.add_argument("--text", choices=("hashing",), help="hashed words, no language model")
     parser.add_argument(
         *("--set", "-s"), action="append", default=[], metavar="KEY=VALUE", dest="overrides",
@@ -108,7 +116,15 @@ def main() -> int:
     configure_logging()
     # Ray's workers have working folders of their own.
     out = given.out.resolve()
-    options = Options(given.data, out, given.seeds, given.text, tuple(given.overrides), given.folds)
+    options = Options(
+        data=given.data,
+        out=out,
+        seeds=given.seeds,
+        text=given.text,
+        overrides=tuple(given.overrides),
+        folds=given.folds,
+        results=given.results,
+    )
     measured = measure(rows, options)
     if not measured:
         raise DataError("no row could be run\ngive a folder with the data sets: --data DIR")
@@ -167,7 +183,7 @@ def run_seed(row: Row, seed: int, options: Options) -> Json:
     """
     home = home_of(row, seed, options)
     config = configure(row, seed, options, home=home, root=home / "data")
-    path, result, is_done = _open_result(home / "result.json", "quality", config)
+    path, result, is_done = _open_result(home / "result.json", "quality", config, options)
     if is_done:
         say(f"{row.name}, seed {seed}: done before")
         return result
@@ -176,7 +192,7 @@ def run_seed(row: Row, seed: int, options: Options) -> Json:
     result["report"] = storage.read_json(
         storage.join(Paths(config.run.workdir).report, "report.json")
     )
-    storage.write_json(path, result)
+    _write_result(path, result, options)
     return result
 
 
@@ -192,7 +208,7 @@ def run_twins(row: Row, seed: int, options: Options) -> Json:
     """
     home = home_of(row, seed, options)
     config = configure(row, seed, options, home=home, root=home / "data")
-    path, result, is_done = _open_result(home / "twins.json", "twins", config)
+    path, result, is_done = _open_result(home / "twins.json", "twins", config, options)
     if is_done:
         say(f"{row.name}, seed {seed}: done before")
         return result
@@ -204,7 +220,7 @@ def run_twins(row: Row, seed: int, options: Options) -> Json:
     result["report"] = report_of_twins(
         storage.read_json(storage.join(Paths(config.run.workdir).twins, "twins.json"))
     )
-    storage.write_json(path, result)
+    _write_result(path, result, options)
     return result
 
 
@@ -225,7 +241,9 @@ def run_cold_users(row: Row, seed: int, options: Options) -> Json:
     def ndcg_of(part: str) -> Json:
         place = home / part
         config = configure(row, seed, options, home=place, root=place / "data")
-        path, result, is_done = _open_result(place / "result.json", f"cold users, {part}", config)
+        path, result, is_done = _open_result(
+            place / "result.json", f"cold users, {part}", config, options
+        )
         if is_done:
             say(f"{row.name}, seed {seed}: {part} done before")
             return result
@@ -241,7 +259,7 @@ def run_cold_users(row: Row, seed: int, options: Options) -> Json:
         _run_stages(config, STAGES[:-1], f"{row.name}, seed {seed}, {part}", path, result)
         recommender = Recommender.load(Paths(config.run.workdir).bundles)
         result["report"] = ndcg_of_lists(recommender, questions, config.evaluate.k)
-        storage.write_json(path, result)
+        _write_result(path, result, options)
         return result
 
     parts = [ndcg_of(part) for part in ("everybody", *(f"fold-{n}" for n in range(options.folds)))]
@@ -286,20 +304,43 @@ def home_of(row: Row, seed: int, options: Options) -> Path:
     return options.out / name / f"seed-{seed}"
 
 
-def _open_result(place: Path, kind: str, config: Config) -> tuple[str, Json, bool]:
+def _open_result(
+    place: Path, kind: str, config: Config, options: Options
+) -> tuple[str, Json, bool]:
     """Give a result's path, what it holds, and whether that is all of it.
 
-    Without the file, or if it is of another configuration, it holds nothing yet.
+    Without the file, here or among the results that are given, or if it is of another
+    configuration, it holds nothing yet.
     """
     path, key = str(place), storage.hash_values(kind, _without_places(config))
     result: Json = {"key": key, "seconds": {}, "report": None}
-    if storage.exists(path):
-        before: Json = storage.read_json(path)
+    for known in (path, _shared_path(path, options)):
+        if known is None or not storage.exists(known):
+            continue
+        before: Json = storage.read_json(known)
         if before["key"] == key and before["report"] is not None:
             return path, before, True
-        # Of a stage that is up to date the time is still that of its artifact.
-        result["seconds"] = before["seconds"]
+        if known == path:
+            # Of a stage that is up to date the time is still that of its artifact.
+            result["seconds"] = before["seconds"]
     return path, result, False
+
+
+def _write_result(path: str, result: Json, options: Options) -> None:
+    """Write a result that is complete, and add it to the results that are given."""
+    storage.write_json(path, result)
+    shared = _shared_path(path, options)
+    if shared is not None:
+        # Curves are long, and no table shows them.
+        report = {name: part for name, part in result["report"].items() if name != "curves"}
+        storage.write_json(shared, {**result, "report": report})
+
+
+def _shared_path(path: str, options: Options) -> str | None:
+    """Give the path among the results that are given; None: none are."""
+    if options.results is None:
+        return None
+    return str(options.results.resolve() / Path(path).relative_to(options.out))
 
 
 def _tables(

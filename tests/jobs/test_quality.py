@@ -304,6 +304,27 @@ def test_beside_a_model_that_knows_the_users_the_ratio_is_judged(tmp_path: Path)
     assert "judged" not in row
 
 
+def test_a_result_that_is_given_is_read_and_a_new_one_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (row,) = chosen_rows("P8")
+    first = options(tmp_path / "first", results=tmp_path / "results")
+    home = quality.home_of(row, 0, first)
+    config = quality.configure(row, 0, first, home=home, root=home / "data")
+    path, result, is_done = quality._open_result(home / "result.json", "quality", config, first)
+    assert not is_done
+    result["report"] = {"model": {"plays": {"rmse": 0.5}}, "curves": [1, 2, 3]}
+    quality._write_result(path, result, first)
+
+    # Elsewhere, without the data.
+    second = replace(first, out=tmp_path / "second")
+    assert quality.run_seed(row, 0, second)["report"] == {"model": {"plays": {"rmse": 0.5}}}
+    assert "P8, seed 0: done before" in capsys.readouterr().out
+    for other, seed in ((replace(second, overrides=("train.epochs=3",)), 0), (second, 1)):
+        with pytest.raises(quality.DataAbsentError):
+            quality.run_seed(row, seed, other)
+
+
 # ---- the whole job ------------------------------------------------------------------------------
 
 
