@@ -76,6 +76,9 @@ class LocalCluster:
         self._env.pop("RAY_ADDRESS", None)
         self._store = str(object_store_mb << 20)
         self._processes: list[subprocess.Popen[bytes]] = []
+        # Which of the starts each process is.
+        self._numbers: list[int] = []
+        self._starts: list[tuple[list[str], ...]] = []
         gcs_port, job_port, client_port, agent_port = free_ports(4)
         self.address = f"127.0.0.1:{gcs_port}"
         self.job_url = f"http://127.0.0.1:{job_port}"
@@ -129,7 +132,8 @@ class LocalCluster:
         command += ["--node-ip-address=127.0.0.1", f"--object-store-memory={self._store}"]
         # The default port ranges of two nodes on one machine would overlap.
         command += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
-        number = len(self._processes)
+        number = len(self._starts)
+        self._starts.append(arguments)
         command += [f"--temp-dir={self._temporary_folder(number)}"]
         command += [part for group in arguments for part in group]
         with open(self._folder / f"node-{number}.log", "wb") as log:
@@ -145,6 +149,7 @@ class LocalCluster:
                 start_new_session=True,
             )
         self._processes.append(process)
+        self._numbers.append(number)
 
     def _temporary_folder(self, number: int) -> Path:
         """Make a node's folder: one of its own, but all write their logs to the head's.
@@ -188,11 +193,25 @@ class LocalCluster:
         deadline = time.monotonic() + 60.0
         while not ready():
             ended = [process for process in self._processes if process.poll() is not None]
-            if ended or time.monotonic() > deadline:
+            if ended and self._start_again(ended[0]):
+                deadline = time.monotonic() + 60.0
+            elif ended or time.monotonic() > deadline:
                 logs = [path.read_text() for path in sorted(self._folder.glob("node-*.log"))]
                 why = f"a node ended with {ended[0].returncode}" if ended else "60 s passed"
                 raise RuntimeError(f"waiting for {what}: {why}\n" + "\n".join(logs)[-4000:])
             time.sleep(0.2)
+
+    def _start_again(self, ended: subprocess.Popen[bytes]) -> bool:
+        """Start a node anew that a busy machine made late; Ray gives it half a minute."""
+        place = self._processes.index(ended)
+        number = self._numbers[place]
+        log = (self._folder / f"node-{number}.log").read_text()
+        if "timed out during startup" not in log or len(self._starts) >= len(self._processes) + 2:
+            return False
+        self._processes.pop(place)
+        self._numbers.pop(place)
+        self._start(*self._starts[number])
+        return True
 
     def _end_marked(self, *, grace_s: float) -> None:
         """Wait for what the nodes leave behind (workers, agents, job drivers), then end it."""

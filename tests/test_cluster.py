@@ -7,7 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, ClassVar
+from urllib.error import URLError
 
 import pytest
 
@@ -37,6 +41,46 @@ def test_a_job_runs_on_a_worker_node_and_nothing_is_left_afterwards(tmp_path: Pa
     assert f"SEEN {tmp_path} {sys.executable} 2 2.0" in log
     assert marked_processes(mark) == []
     assert not (Path(os.environ.get("TMPDIR", "/tmp")) / mark).exists()
+
+
+@pytest.mark.parametrize(("late", "starts"), [(0, 1), (2, 3), (3, 3)])
+def test_a_node_that_a_busy_machine_made_late_is_started_again_twice(
+    monkeypatch: pytest.MonkeyPatch, late: int, starts: int
+) -> None:
+    class Node:
+        begun: ClassVar[list[list[str]]] = []
+
+        def __init__(self, command: list[str], *, stdout: IO[bytes], **_: object) -> None:
+            self.begun.append([part for part in command if not part.startswith("--temp-dir")])
+            self.returncode = 1
+            self.is_late = len(self.begun) <= late
+            if self.is_late:
+                stdout.write(b"Exception: The current node timed out during startup. This could")
+
+        def poll(self) -> int | None:
+            return 1 if self.is_late else None
+
+        def terminate(self) -> None: ...
+
+        def wait(self, _: float) -> None: ...
+
+    def answer(_: str, timeout: float) -> nullcontext[SimpleNamespace]:
+        if Node.begun and len(Node.begun) > late:
+            return nullcontext(SimpleNamespace(status=200))
+        raise URLError("nobody yet")
+
+    monkeypatch.setattr(local_cluster.subprocess, "Popen", Node)
+    monkeypatch.setattr(local_cluster, "urlopen", answer)
+    monkeypatch.setattr(LocalCluster, "_wait_for_nodes", lambda *_: None)
+    if late > 2:
+        with pytest.raises(
+            RuntimeError, match=r"a node ended with 1[\s\S]*timed out during startup"
+        ):
+            LocalCluster(nodes=1)
+    else:
+        LocalCluster(nodes=1).close()
+    assert len(Node.begun) == starts
+    assert all(command == Node.begun[0] for command in Node.begun)
 
 
 @pytest.mark.ray
