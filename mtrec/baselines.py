@@ -38,6 +38,7 @@ from mtrec.classics import (
 )
 from mtrec.config import Candidates
 from mtrec.data.histories import SPLITS, Histories, unmet_items
+from mtrec.svdpp import SvdPP
 
 Settings = Mapping[str, float]
 
@@ -58,7 +59,7 @@ RANKING_BASELINES = (
 )
 TEXT_BASELINES = frozenset({"text_nearest", "ials_text"})
 """Baselines that read the items' text vectors, and so know items that nobody has met."""
-POINTWISE_BASELINES = ("mean", "bias")
+POINTWISE_BASELINES = ("mean", "bias", "svdpp")
 
 GRIDS: dict[str, list[dict[str, float]]] = {
     "recent_popularity": [{"half_life": share} for share in (0.02, 0.05, 0.1, 0.2, 0.4)],
@@ -90,6 +91,11 @@ GRIDS: dict[str, list[dict[str, float]]] = {
         {"reg_user": reg_user, "reg_item": reg_item}
         for reg_user in (2, 5, 10, 20, 40)
         for reg_item in (1, 2, 5, 10)
+    ],
+    "svdpp": [
+        {"factors": factors, "reg": reg, "reg_bias": 0.02}
+        for factors in (20, 50)
+        for reg in (0.08, 0.1, 0.12, 0.15)
     ],
 }
 """Settings that are tried; baselines without an entry have nothing to tune."""
@@ -204,6 +210,17 @@ def fit_pointwise(
                 num_items=num_items,
                 reg_user=settings["reg_user"],
                 reg_item=settings["reg_item"],
+            )
+        case "svdpp":
+            return SvdPP.fit(
+                user,
+                item,
+                label,
+                num_users=len(histories),
+                num_items=num_items,
+                factors=int(settings["factors"]),
+                reg=settings["reg"],
+                reg_bias=settings["reg_bias"],
             )
     raise AssertionError(f"unknown pointwise baseline {name}")
 

@@ -403,6 +403,7 @@ Baseline = Literal[
     "ials_text",
     "mean",
     "bias",
+    "svdpp",
     "common_neighbours",
     "adamic_adar",
 ]

@@ -35,6 +35,7 @@ _BASELINES = {
     "adamic_adar": "Adamic-Adar",
     "mean": "mean",
     "bias": "bias",
+    "svdpp": "SVD++",
     MODEL: "mtrec",
 }
 

@@ -21,7 +21,17 @@ LAYERS: dict[int, tuple[str, ...]] = {
     1: ("config", "configfile", "configchecks", "dataconfig", "labels"),
     2: (
         *("data.", "text.", "model.", "serve."),
-        *("index", "userstore", "rerank", "metrics", "itemitem", "friends", "factors", "ials"),
+        *(
+            "index",
+            "userstore",
+            "rerank",
+            "metrics",
+            "itemitem",
+            "friends",
+            "factors",
+            "ials",
+            "svdpp",
+        ),
         *("baselines", "classics", "report"),
         *("comparison", "charts", "report_page", "twins_page", "pageparts"),
         *("query", "catalogue", "folds", "harm", "profile"),

@@ -180,3 +180,30 @@ def test_a_pointwise_baseline_is_tuned_by_rmse_on_validation() -> None:
     assert tuned.settings["reg_user"] == 40
     assert tuned.settings["reg_item"] <= 2
     assert tuned.value == pytest.approx(0.5, abs=0.06)
+
+
+def test_svdpp_is_tuned_to_what_no_offset_tells() -> None:
+    # Users like the even or the odd items; neither users nor items are better than others.
+    rng = np.random.default_rng(0)
+    events = [(2 + rng.permutation(20)[:10]).tolist() for _ in range(80)]
+    rating = [
+        [3.0 + (1 if item % 2 == user % 2 else -1) + rng.normal(0, 0.3) for item in row]
+        for user, row in enumerate(events)
+    ]
+    histories = make_histories(events, split=[[0] * 8 + [1] * 2] * 80, labels={"rating": rating})
+    values = {}
+    for name in ("bias", "svdpp"):
+        tuned = baselines.tune_pointwise(name, histories, "rating", 22, kind="regression")
+        assert tuned.tried == len(baselines.GRIDS[name])
+        model = baselines.fit_pointwise(
+            name, histories.before("validation"), "rating", 22, settings=tuned.settings
+        )
+        rows = baselines.labelled_rows(histories, "rating", "validation")
+        error = (
+            model.predict(histories.event_user[rows], histories.item_index[rows])
+            - histories.labels["rating"][rows]
+        )
+        values[name] = tuned.value
+        assert tuned.value == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-6)
+    assert values["bias"] > 0.9
+    assert values["svdpp"] < 0.6
