@@ -325,6 +325,26 @@ def test_a_result_that_is_given_is_read_and_a_new_one_added(
             quality.run_seed(row, seed, other)
 
 
+def test_the_readmes_table_is_made_of_the_results_in_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(row: Row, seed: int, *_: object) -> Path:
+        raise AssertionError(f"{row.name}, seed {seed}: jobs/results/quality is of other settings")
+
+    monkeypatch.setattr(quality, "_tables", refuse)
+    results = JOBS / "results" / "quality"
+    measured = [row for row in ROWS if (results / row.config).is_dir() and row.kind == "report"]
+    assert measured
+
+    measure(measured, options(tmp_path, results=results, seeds=None))
+
+    lines = (tmp_path / "quality.md").read_text().splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) >= 4 + 2 * len(measured)
+    readme = (JOBS.parent / "README.md").read_text().splitlines()
+    assert [line for line in table if line not in readme] == []
+
+
 # ---- the whole job ------------------------------------------------------------------------------
 
 
