@@ -67,8 +67,8 @@ def parse_config(tree: dict[str, Any], *, name: str = "configuration") -> Config
 class _Loader(yaml.SafeLoader):
     """YAML as its version 1.2 has it, where PyYAML stayed with 1.1.
 
-    A key that comes twice is refused. Only `true` and `false` are booleans: `train.refit: no` and
-    `data.interactions.columns.flag.values: [on, off]` mean the words.
+    A key that comes twice is refused. Only `true` and `false` are booleans: `train.refit: no` means
+    the word.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
