@@ -314,11 +314,14 @@ def _open_result(
     """
     path, key = str(place), storage.hash_values(kind, _without_places(config))
     result: Json = {"key": key, "seconds": {}, "report": None}
-    for known in (path, _shared_path(path, options)):
+    shared = _shared_path(path, options)
+    for known in (path, shared):
         if known is None or not storage.exists(known):
             continue
         before: Json = storage.read_json(known)
         if before["key"] == key and before["report"] is not None:
+            if shared is not None and not storage.exists(shared):
+                _write_result(path, before, options)
             return path, before, True
         if known == path:
             # Of a stage that is up to date the time is still that of its artifact.

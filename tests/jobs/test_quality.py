@@ -316,6 +316,12 @@ def test_a_result_that_is_given_is_read_and_a_new_one_added(
     result["report"] = {"model": {"plays": {"rmse": 0.5}}, "curves": [1, 2, 3]}
     quality._write_result(path, result, first)
 
+    # What was measured before anybody asked for its results is added as well.
+    shared = tmp_path / "results" / "p8" / "seed-0" / "result.json"
+    added = shared.read_bytes()
+    shared.unlink()
+    quality.run_seed(row, 0, first)
+    assert shared.read_bytes() == added
     # Elsewhere, without the data.
     second = replace(first, out=tmp_path / "second")
     assert quality.run_seed(row, 0, second)["report"] == {"model": {"plays": {"rmse": 0.5}}}
