@@ -26,8 +26,9 @@ from mtrec.itemitem import ItemItem, fit_ease
 from mtrec.model.batches import TrainingData
 from mtrec.model.loading import load_training_data, open_store, text_rows
 from mtrec.model.network import MultiTaskModel, build_model
+from mtrec.model.terms import choose_ials, choose_item_item, join_factors
 from mtrec.model.towers import ItemVectors
-from mtrec.model.validation import choose_ials, choose_item_item, join_factors, social_vectors
+from mtrec.model.validation import social_vectors
 from mtrec.runlog import event
 from mtrec.userstore import SocialRows
 

@@ -15,6 +15,7 @@ from mtrec.dataconfig import SocialTable
 from mtrec.friends import FriendGraph
 from mtrec.itemitem import interaction_matrix
 from mtrec.model.batches import TrainingData, UserInputs
+from mtrec.model.fit import start_state, train_epoch
 from mtrec.model.network import ModelSizes, TowerSizes
 from mtrec.model.social import SocialData
 from mtrec.model.towers import FeatureInputs
@@ -165,3 +166,13 @@ def make_data(sizes: ModelSizes) -> Callable[[int], tuple[TrainingData, Historie
         return data, histories.select(split == 1)
 
     return make
+
+
+@pytest.fixture
+def fitted(any_config, make_data):
+    config = any_config
+    data, held_out = make_data()
+    state = start_state(config, data, torch.device("cpu"))
+    for _ in range(3):
+        train_epoch(state, config, data)
+    return state.model.eval(), data, held_out
