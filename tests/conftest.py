@@ -26,7 +26,14 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 # Before Serve's controller starts: how often replicas report their load to autoscaling.
 os.environ["RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = "0.5"
 os.environ["RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = "0.5"
+# Nobody reads what Ray's agents measure here, nor the logs that its monitor looks for all the time.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["REPORTER_UPDATE_INTERVAL_MS"] = "3600000"
+os.environ["RAY_LOG_MONITOR_MANY_FILES_THRESHOLD"] = "0"
+os.environ["LOG_NAME_UPDATE_INTERVAL_S"] = "3600"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As the command line sets it, and for its reason: before torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("RAY_ADDRESS", None)
 

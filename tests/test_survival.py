@@ -37,7 +37,7 @@ from mtrec.data import pipeline
 pipeline.EVENTS_PER_PART = 360
 main()
 """
-EPOCHS = 12
+EPOCHS = 6
 WAIT_S = 600.0
 
 
