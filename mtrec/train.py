@@ -39,6 +39,7 @@ from mtrec.rayrun import (
     usable_cores,
 )
 from mtrec.runlog import configure_logging, event
+from mtrec.text.store import store_path
 
 logger = logging.getLogger("mtrec.train")
 _STATE = "state.pt"
@@ -72,8 +73,11 @@ def train(
     """
     # Ray's default makes every epoch's report wait up to two seconds for the controller's poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # Workers run in folders of their own.
+    store = storage.absolute(store_path(config.text, embeddings))
+    text = config.text.model_copy(update={"store": store})
     settings: dict[str, Any] = {
-        "config": config.model_dump(mode="json"),
+        "config": config.model_copy(update={"text": text}).model_dump(mode="json"),
         "dataset": storage.absolute(dataset),
         "embeddings": storage.absolute(embeddings),
         "fitted_on": ["train"],

@@ -53,7 +53,10 @@ def test_the_bundle_holds_the_best_validation_epoch(planted_run) -> None:
 def test_the_driver_alone_and_two_ray_workers_give_the_losses_of_one(
     planted_run, tmp_path: Path
 ) -> None:
-    config, _ = planted_run
+    config, workdir = planted_run
+    # Paths are the driver's: Ray Train's workers run in folders of their own.
+    relative = config.text.model_copy(update={"store": os.path.relpath(workdir / "embeddings")})
+    config = config.model_copy(update={"text": relative})
     threads = torch.get_num_threads()
     histories = []
     for num_workers in (1, 0, 2):
