@@ -61,6 +61,14 @@ def ray_local() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def ray_address(ray_local: None) -> str:
+    """Give the address of the local Ray: a command that is given it need not start one."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+@pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> "Small":
     """Give a bundle of a random model on a dataset written by hand; only to be read."""
     from small_bundle import make_small

@@ -51,6 +51,17 @@ def test_each_kind_of_error_has_its_exit_code(error: BaseException, code: int) -
     assert run_shell(fail) == code
 
 
+def test_threads_of_torch_sleep_soon_unless_the_user_says_when(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    assert run_shell(lambda: None) == 0
+    assert os.environ["GOMP_SPINCOUNT"] == "3000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert run_shell(lambda: None) == 0
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+
+
 def test_help_lists_every_command_of_the_surface() -> None:
     found = {command.name or command.callback.__name__ for command in app.registered_commands}
     found |= {group.name for group in app.registered_groups}
@@ -92,17 +103,21 @@ def _file(config: Config, folder: Path) -> str:
 
 
 @pytest.mark.ray
-def test_a_missing_data_file_ends_with_3(plant, tmp_path: Path) -> None:
+def test_a_missing_data_file_ends_with_3(plant, ray_address: str, tmp_path: Path) -> None:
     path = _file(plant(tmp_path), tmp_path)
-    done = mtrec("prepare", "-c", path, "--set", "data.interactions.path=nothing.csv")
+    there = ("--address", ray_address)
+    done = mtrec("prepare", "-c", path, "--set", "data.interactions.path=nothing.csv", *there)
     assert done.returncode == 3
     assert "nothing.csv" in few_lines(done.stderr.split("mtrec: ")[-1])[0]
 
 
 @pytest.mark.ray
-def test_a_missing_column_ends_with_3_and_names_those_found(plant, tmp_path: Path) -> None:
+def test_a_missing_column_ends_with_3_and_names_those_found(
+    plant, ray_address: str, tmp_path: Path
+) -> None:
     path = _file(plant(tmp_path), tmp_path)
-    done = mtrec("prepare", "-c", path, "--set", "data.interactions.user_id=usr")
+    there = ("--address", ray_address)
+    done = mtrec("prepare", "-c", path, "--set", "data.interactions.user_id=usr", *there)
     assert done.returncode == 3
     lines = few_lines(done.stderr.split("mtrec: ")[-1])
     assert "usr" in lines[0]

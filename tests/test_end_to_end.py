@@ -283,13 +283,13 @@ def test_time_and_clipped_numbers_mean_the_same_in_a_request_as_in_the_log(
 
 
 @pytest.mark.slow
-def test_the_worked_example_of_four_ratings_in_chinese(tmp_path: Path) -> None:
+def test_the_worked_example_of_four_ratings_in_chinese(ray_address: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "jobs" / "configs", tmp_path / "jobs" / "configs")
     command = [sys.executable, "-c", "from mtrec.cli import main; main()", "run"]
     done = subprocess.run(
         [
             *(*command, "--config", "jobs/configs/worked-example.yaml"),
-            *("--set", "train.num_workers=0"),
+            *("--set", "train.num_workers=0", "--address", ray_address),
         ],
         cwd=tmp_path,
         capture_output=True,

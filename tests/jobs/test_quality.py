@@ -302,14 +302,16 @@ def tiny_hetrec(folder: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_tiny_row_runs_end_to_end_and_is_read_the_next_time(tmp_path: Path) -> None:
+def test_a_tiny_row_runs_end_to_end_and_is_read_the_next_time(
+    ray_address: str, tmp_path: Path
+) -> None:
     tiny_hetrec(tmp_path / "data" / "hetrec2011-lastfm-2k")
     command = [sys.executable, str(JOBS / "quality.py"), "--data", str(tmp_path / "data")]
     command += ["--out", str(tmp_path / "out"), "--rows", "P6,P8", "--seeds", "1"]
     command += ["--text", "hashing", "--set", "train.epochs=2", "--set", "ray.num_cpus=4"]
     command += ["--set", "evaluate.bootstrap_samples=100", "--set", "ray.object_store_mb=200"]
     command += ["--set", 'train.refit="no"', "--set", "train.num_workers=0"]
-    environment = {**os.environ, "PYTHONPATH": str(JOBS.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(JOBS.parent), "RAY_ADDRESS": ray_address}
 
     first, second = (
         subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -117,13 +117,12 @@ def test_the_rayservices_config_is_deployed_as_it_stands_and_answers(
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_submitted_pipeline_gives_the_same_figures_as_mtrec_run(
-    finished_job: Path, folder: Path, tmp_path: Path
+    cluster: LocalCluster, finished_job: Path, folder: Path, tmp_path: Path
 ) -> None:
     config = folder / "jobs" / "configs" / "movielens.yaml"
     changes = [f"run.workdir={tmp_path / 'here'}", "train.num_workers=0"]
-    run(
-        ["mtrec", "run", "--config", str(config), *(part for c in changes for part in ("--set", c))]
-    )
+    command = ["mtrec", "run", "--config", str(config), "--address", cluster.address]
+    run([*command, *(part for change in changes for part in ("--set", change))])
 
     submitted, here = report(finished_job), report(tmp_path / "here")
     assert submitted.keys() == here.keys()
