@@ -52,6 +52,7 @@ def connect(config: RayConfig, address: str | None = None) -> None:
         where = address or os.environ.get("RAY_ADDRESS") or "local"
         local = where == "local"
         _probe(where)
+        _quieten()
         if local:
             # Nobody takes this machine away with a warning: the process that would watch for one
             # costs a second at every start of training.
@@ -315,6 +316,11 @@ def _configure_data() -> None:
     context.raise_original_map_exception = True
     # Advice on `memory=` for operators that users cannot change.
     context.issue_detectors_config.detectors = []
+    _quieten()
+
+
+def _quieten() -> None:
+    """Keep what nobody needs out of Ray's log; some of its handlers are there only once it runs."""
     for name in ("ray", "ray.data"):
         for handler in logging.getLogger(name).handlers:
             if not any(isinstance(known, _Terse) for known in handler.filters):
@@ -326,10 +332,15 @@ _PROGRESS = re.compile(r"\S.*: [1-9]\d*/")
 
 
 class _Terse(logging.Filter):
-    """Let through Ray Data's warnings and its lines of progress, not its plans and budgets."""
+    """Let through Ray Data's warnings and its lines of progress, not its plans and budgets.
+
+    Nor that a local Ray lets in nobody without a token: that is as it should be.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether a record is worth a line."""
+        if record.filename == "authentication_token_setup.py":
+            return "is enabled" not in record.getMessage()
         if record.levelno > logging.INFO or not record.name.startswith("ray.data"):
             return True
         return record.filename == "logging_progress.py" and bool(

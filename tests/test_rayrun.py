@@ -48,6 +48,13 @@ def test_plans_of_other_files_go_and_warnings_stay() -> None:
     assert _Terse().filter(_record(plan, file="streaming_executor.py", level=logging.WARNING))
 
 
+def test_that_a_token_is_asked_for_is_no_warning_and_that_none_is_stays_one() -> None:
+    for word, kept in (("enabled", False), ("disabled", True)):
+        told = f"Token authentication is {word} for this Ray cluster. For more information, see"
+        record = _record(told, file="authentication_token_setup.py", level=logging.WARNING)
+        assert _Terse().filter(record) is kept
+
+
 @pytest.mark.ray
 def test_connecting_again_changes_nothing_and_tells_the_cpus(ray_local) -> None:
     connect(RayConfig(num_cpus=64))
