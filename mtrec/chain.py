@@ -190,13 +190,16 @@ def _run_folds(config: Config, address: str | None, stages: Sequence[str], folds
 
 
 def _fold_config(config: Config, fold: int) -> Config:
-    """Give one fold's run; all folds share the text vectors."""
+    """Give one fold's run; all folds share the text vectors.
+
+    Places are absolute: another process, with another working folder, may run it.
+    """
     places = {
-        name: storage.join(place, "folds", str(fold))
+        name: storage.absolute(storage.join(place, "folds", str(fold)))
         for name in ("workdir", "storage")
         if (place := getattr(config.run, name)) is not None
     }
-    store = config.text.store or storage.join(config.run.workdir, "embeddings")
+    store = storage.absolute(config.text.store or Paths(config.run.workdir).embeddings)
     split = config.data.split.model_copy(update={"fold": fold})
     return config.model_copy(
         update={

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from small_bundle import small_config
 
 from mtrec import storage
 from mtrec.bundle import write_version
-from mtrec.chain import STAGES, run
+from mtrec.chain import STAGES, _fold_config, run
 from mtrec.config import Config
 from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import ArtifactError, ConfigError
@@ -162,6 +163,26 @@ def test_the_resolved_configuration_runs_again(copied_run: Config) -> None:
     run(copied_run)
     again = load_config(f"{copied_run.run.workdir}/config.yaml")
     assert again == copied_run
+
+
+@pytest.mark.parametrize(
+    ("workdir", "store", "fold", "vectors"),
+    [
+        ("runs/x", None, "{here}/runs/x/folds/1", "{here}/runs/x/embeddings"),
+        ("runs/x", "vectors", "{here}/runs/x/folds/1", "{here}/vectors"),
+        ("s3://bucket/x", None, "s3://bucket/x/folds/1", "s3://bucket/x/embeddings"),
+    ],
+)
+def test_a_folds_places_do_not_depend_on_the_working_folder(
+    workdir: str, store: str | None, fold: str, vectors: str, monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = small_config()
+    run_section = config.run.model_copy(update={"workdir": workdir})
+    text = config.text.model_copy(update={"store": store})
+    found = _fold_config(config.model_copy(update={"run": run_section, "text": text}), 1)
+    assert found.run.workdir == fold.format(here=tmp_path)
+    assert found.text.store == vectors.format(here=tmp_path)
 
 
 @pytest.mark.slow
