@@ -33,10 +33,6 @@ app.add_typer(config_app, name="config")
 app.add_typer(bundle_app, name="bundle")
 
 DEMO_CONFIG = "jobs/configs/movielens.yaml"
-# How often a thread of torch looks for work before it sleeps; OpenMP's own 300,000 times keep a
-# core from every other process. GNU's OpenMP reads it where torch is loaded, here and in what a
-# local Ray starts.
-_SPINS = "3000"
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file.")]
 SetOption = Annotated[
@@ -61,7 +57,6 @@ def run_shell(command: Callable[[], object], *, verbose: bool = False) -> int:
 
     0 done, 1 anything unexpected, 2 configuration or usage, 3 data, 4 artifact, 130 Ctrl-C.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     try:
         result = command()
         return result if isinstance(result, int) else 0

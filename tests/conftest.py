@@ -32,7 +32,8 @@ os.environ["REPORTER_UPDATE_INTERVAL_MS"] = "3600000"
 os.environ["RAY_LOG_MONITOR_MANY_FILES_THRESHOLD"] = "0"
 os.environ["LOG_NAME_UPDATE_INTERVAL_S"] = "3600"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# As the command line sets it, and for its reason: before torch is loaded.
+# Threads of torch sleep soon: by OpenMP's default they keep a core for long after their work, and
+# everything here runs beside something else. Read where torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("RAY_ADDRESS", None)

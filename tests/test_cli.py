@@ -51,17 +51,6 @@ def test_each_kind_of_error_has_its_exit_code(error: BaseException, code: int) -
     assert run_shell(fail) == code
 
 
-def test_threads_of_torch_sleep_soon_unless_the_user_says_when(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("GOMP_SPINCOUNT")
-    assert run_shell(lambda: None) == 0
-    assert os.environ["GOMP_SPINCOUNT"] == "3000"
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    assert run_shell(lambda: None) == 0
-    assert os.environ["GOMP_SPINCOUNT"] == "7"
-
-
 def test_help_lists_every_command_of_the_surface() -> None:
     found = {command.name or command.callback.__name__ for command in app.registered_commands}
     found |= {group.name for group in app.registered_groups}
