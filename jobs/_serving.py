@@ -25,9 +25,9 @@ from _synthetic import write_bundle
 
 from mtrec import storage
 from mtrec.bundle import CURRENT, find_bundle
-from mtrec.chain import Paths
 from mtrec.config import Config, ServeConfig
 from mtrec.configfile import dump_config
+from mtrec.stages import Paths
 
 USERS_A_BATCH = 64
 

@@ -30,11 +30,12 @@ from _servers import serve_bare
 from _serving import measure_serving
 from _synthetic import write_log
 
-from mtrec.chain import STAGES, Paths, run
+from mtrec.chain import run
 from mtrec.cli import run_shell
 from mtrec.config import Config
 from mtrec.configfile import load_config, parse_config
 from mtrec.runlog import configure_logging
+from mtrec.stages import STAGES, Paths
 
 JOBS = Path(__file__).resolve().parent
 ALL = ("prepare", "embed", "train", "evaluate", "score", "serve")

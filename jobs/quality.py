@@ -44,7 +44,6 @@ from _tables import Tables, add_result
 
 import mtrec
 from mtrec import storage
-from mtrec.chain import Paths
 from mtrec.cli import run_shell
 from mtrec.config import Config
 from mtrec.configfile import load_config
@@ -52,6 +51,7 @@ from mtrec.data import convert
 from mtrec.errors import DataError
 from mtrec.recommender import Recommender
 from mtrec.runlog import configure_logging
+from mtrec.stages import Paths
 
 CONFIGS = Path(__file__).resolve().parent / "configs" / "quality"
 STAGES = ("prepare", "embed", "train", "evaluate")

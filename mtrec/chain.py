@@ -1,96 +1,22 @@
-"""The chain of stages: which artifact comes from which, what is still valid, what must be done.
+"""The chain that `mtrec run` walks: all stages, folds as runs of their own, and twins.
 
-Each stage has a key, the hash of the configuration that it reads and of the ids of its parents. A
-stage is done if its artifact is whole and carries that key. Every write makes a new id, so redoing
-one stage redoes what depends on it, and nothing else. `run` is `mtrec run`.
+`stages` says which artifact comes from which and what is still valid.
 """
 
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from mtrec import storage
-from mtrec.config import Config, label_tasks, social_task
-from mtrec.configfile import dump_config
+from mtrec.config import Config
 from mtrec.dataconfig import KFoldSplit
-from mtrec.errors import ArtifactError, ConfigError, MtrecError
+from mtrec.errors import ConfigError
 from mtrec.runlock import hold_workdir
 from mtrec.runlog import event
+from mtrec.stages import STAGES, Chain, Outcome, Paths, explained
 
 logger = logging.getLogger("mtrec.chain")
-
-STAGES = ("prepare", "embed", "train", "evaluate", "score")
-"""All stages in order."""
-
-# What changes only how fast a stage runs, not what it gives, stays out of its key; so does the gate
-# of the twins, which have a key of their own.
-_SPEED = {
-    "text": {"device", "actors", "batch_tokens", "store"},
-    "train": {"num_workers", "use_gpu", "max_failures"},
-    "evaluate": {"max_harm"},
-    "score": {"batch_size", "actors"},
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """Where a run's artifacts lie.
-
-    Attributes:
-        workdir: the run's own.
-        shared: workdir of the run whose dataset and text vectors it reads; None: its own.
-    """
-
-    workdir: str
-    shared: str | None = None
-
-    @property
-    def dataset(self) -> str:
-        """The cleaned and split tables."""
-        return storage.join(self.shared or self.workdir, "dataset")
-
-    @property
-    def embeddings(self) -> str:
-        """The text vectors."""
-        return storage.join(self.shared or self.workdir, "embeddings")
-
-    @property
-    def bundles(self) -> str:
-        """The versions of the model to ship."""
-        return storage.join(self.workdir, "bundles")
-
-    @property
-    def report(self) -> str:
-        """The evaluation."""
-        return storage.join(self.workdir, "report")
-
-    @property
-    def friends(self) -> str:
-        """Everybody's list of friends, where there is a social task."""
-        return storage.join(self.workdir, "friends")
-
-    @property
-    def predictions(self) -> str:
-        """Everybody's list."""
-        return storage.join(self.workdir, "predictions")
-
-    @property
-    def twins(self) -> str:
-        """The comparison with single-task twins, whose own workdirs are beside it."""
-        return storage.join(self.workdir, "twins", "report")
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run did: seconds of the stages done, names of those that were up to date."""
-
-    paths: Paths
-    done: dict[str, float] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
 
 
 def run(
@@ -132,13 +58,13 @@ def run(
     if isinstance(split, KFoldSplit) and split.fold is None:
         with hold_workdir(config.run.workdir):
             return _run_folds(config, address, chosen, split.folds)
-    chain = _Chain(config, address)
+    chain = Chain(config, address)
     with hold_workdir(config.run.workdir) as check_lock:
         chain.write_config()
         chain.tidy()
         for stage in STAGES:
             check_lock()
-            with _explained(stage, config.run.workdir):
+            with explained(stage, config.run.workdir):
                 chain.walk(stage, stage in chosen)
             if stage == chosen[-1]:
                 break
@@ -160,7 +86,7 @@ def _run_folds(config: Config, address: str | None, stages: Sequence[str], folds
             "cross-validation leaves no model to score with: data.split.method is k_fold\n"
             "choose another split to ship a model, or one fold (data.split.fold)"
         )
-    whole = _Chain(config, address)
+    whole = Chain(config, address)
     whole.write_config()
     storage.remove_abandoned(whole.paths.workdir)
     runs = [_fold_config(config, fold) for fold in range(folds)]
@@ -231,21 +157,21 @@ def _join_reports(paths: Paths, reports: Sequence[str]) -> None:
         writer.details = {"model": joined["model"]}
 
 
-def _run_twins(joint: "_Chain", check_lock: Callable[[], None]) -> None:
+def _run_twins(joint: Chain, check_lock: Callable[[], None]) -> None:
     """Train a twin of each task on the joint run's dataset and text vectors, and compare."""
     from mtrec.harm import twinned_tasks
     from mtrec.twins import twin_config
 
-    twins: dict[str, _Chain] = {}
+    twins: dict[str, Chain] = {}
     for task in twinned_tasks(joint.config):
         check_lock()
         event(logger, "twin.start", task=task.name)
         config = twin_config(joint.config, task)
-        twin = _Chain(config, joint.address, shared=joint.paths.workdir)
+        twin = Chain(config, joint.address, shared=joint.paths.workdir)
         twin.ids.update({name: joint.ids[name] for name in ("dataset", "embeddings")})
         twin.write_config()
         twin.tidy()
-        with _explained(f"the twin of {task.name}", config.run.workdir):
+        with explained(f"the twin of {task.name}", config.run.workdir):
             twin.walk("train")
         twins[task.name] = twin
         if "train" in twin.outcome.done:
@@ -253,311 +179,5 @@ def _run_twins(joint: "_Chain", check_lock: Callable[[], None]) -> None:
         else:
             joint.outcome.skipped.append(f"twin of {task.name}")
     check_lock()
-    with _explained("twins", joint.config.run.workdir):
+    with explained("twins", joint.config.run.workdir):
         joint.compare(twins)
-
-
-class _Chain:
-    """One walk along the stages; keeps the ids that the next keys need."""
-
-    def __init__(self, config: Config, address: str | None, shared: str | None = None) -> None:
-        self.config = config
-        self.address = address
-        self.paths = Paths(config.run.workdir, shared)
-        self.outcome = Outcome(self.paths)
-        self.ids: dict[str, str] = {}
-        self._is_connected = False
-
-    def write_config(self) -> None:
-        """Leave the resolved configuration beside the artifacts, unless it is there already."""
-        path = storage.join(self.paths.workdir, "config.yaml")
-        text = dump_config(self.config).encode()
-        try:
-            if not storage.exists(path) or storage.read_bytes(path) != text:
-                storage.write_bytes(path, text)
-        except OSError as error:
-            workdir = self.paths.workdir
-            raise storage.explain(error, "write config.yaml", workdir) or ArtifactError(
-                f"cannot write to {workdir}: {error}\n"
-                "set run.workdir to a folder that can be written to"
-            ) from error
-
-    def tidy(self) -> None:
-        """Remove what killed runs left that belongs to no stage's artifact."""
-        from mtrec.bundle import remove_unfinished
-
-        storage.remove_abandoned(self.paths.workdir)
-        remove_unfinished(self.paths.bundles)
-
-    def walk(self, stage: str, wanted: bool = True) -> None:
-        """Take a stage: do it, or see that it is done; one that is not wanted must be done."""
-        getattr(self, f"_{stage}")(wanted)
-
-    def _prepare(self, wanted: bool) -> None:
-        from mtrec.data.pipeline import input_fingerprint, prepare
-
-        config = self.config
-        labels = [(task.name, task.label) for task in label_tasks(config.tasks)]
-        text = config.text
-        key = storage.hash_values(
-            "prepare",
-            _dump(config.data),
-            labels,
-            [text.item_template, text.user_template, _dump(text.behaviour)],
-            config.run.seed,
-            input_fingerprint(config),
-        )
-        self._stage(
-            "prepare",
-            wanted,
-            kind="dataset",
-            path=self.paths.dataset,
-            key=key,
-            work=lambda: prepare(config, path=self.paths.dataset, key=key),
-        )
-
-    def _embed(self, wanted: bool) -> None:
-        from mtrec.text.embed import embed
-
-        parents = {"dataset": self.ids["dataset"]}
-        key = storage.hash_values("embed", self._section("text"), parents)
-        self._stage(
-            "embed",
-            wanted,
-            kind="embeddings",
-            path=self.paths.embeddings,
-            key=key,
-            work=lambda: embed(
-                self.config,
-                dataset=self.paths.dataset,
-                path=self.paths.embeddings,
-                key=key,
-                parents=parents,
-            ),
-        )
-
-    def _train(self, wanted: bool) -> None:
-        from mtrec.bundle import find_bundle
-
-        config = self.config
-        parents = {name: self.ids[name] for name in ("dataset", "embeddings")}
-        key = storage.hash_values(
-            "train",
-            [_dump(task) for task in config.tasks],
-            self._section("model"),
-            self._section("train"),
-            [config.run.seed, config.evaluate.k, config.evaluate.candidates],
-            parents,
-        )
-        checkpoints = config.run.storage or storage.join(self.paths.workdir, "checkpoints")
-
-        def work() -> None:
-            from mtrec.train import train
-
-            train(
-                config,
-                dataset=self.paths.dataset,
-                embeddings=self.paths.embeddings,
-                checkpoints=checkpoints,
-                bundles=self.paths.bundles,
-                key=key,
-                parents=parents,
-            )
-
-        def current() -> str:
-            try:
-                return find_bundle(self.paths.bundles)
-            except ArtifactError:
-                return storage.join(self.paths.bundles, "none")
-
-        self._stage("train", wanted, kind="bundle", path=current, key=key, work=work)
-
-    def _evaluate(self, wanted: bool) -> None:
-        from mtrec.bundle import find_bundle
-        from mtrec.evaluate import evaluate
-
-        if not wanted:
-            return
-        parents = {name: self.ids[name] for name in ("dataset", "bundle")}
-        score = self.config.score
-        key = storage.hash_values(
-            "evaluate",
-            self._section("evaluate"),
-            [score.candidates, score.weights, self.config.run.seed],
-            parents,
-        )
-        self._stage(
-            "evaluate",
-            wanted,
-            kind="report",
-            path=self.paths.report,
-            key=key,
-            work=lambda: evaluate(
-                self.config,
-                dataset=self.paths.dataset,
-                bundle=find_bundle(self.paths.bundles),
-                path=self.paths.report,
-                key=key,
-                parents=parents,
-            ),
-        )
-
-    def _score(self, wanted: bool) -> None:
-        from mtrec.bundle import find_bundle
-        from mtrec.score import score
-
-        if not wanted:
-            return
-        parents = {name: self.ids[name] for name in ("dataset", "bundle")}
-        key = storage.hash_values("score", self._section("score"), parents)
-        self._stage(
-            "score",
-            wanted,
-            kind="predictions",
-            path=self.paths.predictions,
-            key=key,
-            work=lambda: score(
-                self.config,
-                dataset=self.paths.dataset,
-                bundle=find_bundle(self.paths.bundles),
-                path=self.paths.predictions,
-                key=key,
-                parents=parents,
-            ),
-        )
-        if social_task(self.config.tasks) is not None:
-            self._friends()
-
-    def _friends(self) -> None:
-        from mtrec.bundle import find_bundle
-        from mtrec.score_friends import score_friends
-
-        parents = {"bundle": self.ids["bundle"]}
-        key = storage.hash_values("friends", self.config.score.k, parents)
-        self._stage(
-            "friends",
-            True,
-            kind="friends",
-            path=self.paths.friends,
-            key=key,
-            work=lambda: score_friends(
-                self.config,
-                bundle=find_bundle(self.paths.bundles),
-                path=self.paths.friends,
-                key=key,
-                parents=parents,
-            ),
-        )
-
-    def compare(self, twins: Mapping[str, "_Chain"]) -> None:
-        """Compare each task with its twin, unless that is done and valid."""
-        from mtrec.bundle import find_bundle
-        from mtrec.twins import evaluate_twins
-
-        parents = {name: self.ids[name] for name in ("dataset", "bundle")}
-        parents |= {f"twin of {task}": twin.ids["bundle"] for task, twin in twins.items()}
-        score = self.config.score
-        key = storage.hash_values(
-            "twins",
-            self._section("evaluate"),
-            self.config.evaluate.max_harm,
-            [score.candidates, score.weights, self.config.run.seed],
-            parents,
-        )
-        self._stage(
-            "twins",
-            True,
-            kind="twins",
-            path=self.paths.twins,
-            key=key,
-            work=lambda: evaluate_twins(
-                self.config,
-                dataset=self.paths.dataset,
-                bundle=find_bundle(self.paths.bundles),
-                twins={task: find_bundle(twin.paths.bundles) for task, twin in twins.items()},
-                path=self.paths.twins,
-                key=key,
-                parents=parents,
-            ),
-        )
-
-    def _stage(
-        self,
-        stage: str,
-        wanted: bool,
-        *,
-        kind: str,
-        path: str | Callable[[], str],
-        key: str,
-        work: Callable[[], object],
-    ) -> None:
-        """Do a stage unless its artifact is whole and has the key; remember the artifact's id."""
-
-        def place() -> str:
-            return path if isinstance(path, str) else path()
-
-        if stage != "embed":
-            # The embedding store keeps finished shards without a manifest on purpose.
-            storage.remove_leftovers(place(), key=key)
-        manifest = storage.find_manifest(place())
-        if manifest is not None and manifest.key == key:
-            storage.verify(place(), manifest)
-            if wanted:
-                self.outcome.skipped.append(stage)
-                event(logger, "stage.up_to_date", stage=stage)
-        elif not wanted:
-            state = "is missing" if manifest is None else "was made by another configuration"
-            raise ArtifactError(
-                f"the {kind} at {place()} {state}\n"
-                f"run `mtrec {stage}` with this configuration first, or `mtrec run` for all stages"
-            )
-        else:
-            self._connect()
-            event(logger, "stage.start", stage=stage)
-            begin = time.monotonic()
-            work()
-            self.outcome.done[stage] = time.monotonic() - begin
-            event(logger, "stage.done", stage=stage, seconds=round(self.outcome.done[stage], 1))
-            manifest = storage.read_manifest(place(), kind)
-        self.ids[kind] = manifest.id
-
-    def _connect(self) -> None:
-        """Connect to Ray before the first work, and see that all nodes reach what it writes."""
-        from mtrec.rayrun import check_shared, connect
-
-        connect(self.config.ray, self.address)
-        if not self._is_connected:
-            run, text = self.config.run, self.config.text
-            places = {"run.workdir": run.workdir, "run.storage": run.storage}
-            check_shared({**places, "text.store": text.store})
-            self._is_connected = True
-
-    def _section(self, name: str) -> dict[str, Any]:
-        """Give a section of the configuration without what only changes speed."""
-        tree: dict[str, Any] = getattr(self.config, name).model_dump(mode="json")
-        return {key: value for key, value in tree.items() if key not in _SPEED.get(name, set())}
-
-
-@contextmanager
-def _explained(stage: str, workdir: str) -> Iterator[None]:
-    """Let errors of ours through, also those of other processes, and explain the storage's."""
-    try:
-        yield
-    except MtrecError:
-        raise
-    except Exception as error:
-        raise _explain(error, stage, workdir) from error
-
-
-def _explain(error: Exception, stage: str, workdir: str) -> BaseException:
-    """Give the error of ours behind what a stage raised, also in another process; else itself."""
-    from mtrec.rayrun import find_cause
-
-    cause = find_cause(error)
-    if isinstance(cause, OSError):
-        return storage.explain(cause, f"finish {stage}", workdir) or error
-    return cause
-
-
-def _dump(section: Any) -> Any:
-    return section.model_dump(mode="json") if section is not None else None

@@ -19,6 +19,7 @@ from mtrec.config import Config
 from mtrec.configfile import dump_config, load_config
 from mtrec.errors import ConfigError, DataError, MtrecError
 from mtrec.runlog import configure_logging
+from mtrec.stages import Outcome, Paths
 
 app = typer.Typer(
     name="mtrec",
@@ -103,7 +104,7 @@ def _stages(
     verbose: bool,
     *names: str,
     twins: bool = False,
-) -> tuple[Config, chain.Outcome]:
+) -> tuple[Config, Outcome]:
     configure_logging(verbose=verbose)
     loaded = load_config(config, overrides or [])
     outcome = chain.run(loaded, address=address, stages=names or None, twins=twins)
@@ -346,7 +347,7 @@ def doctor(
     raise typer.Exit(1 if problems else 0)
 
 
-def _print_twins(paths: chain.Paths) -> None:
+def _print_twins(paths: Paths) -> None:
     """Print what joint training gave or took, then let it pass the gate or not."""
     from mtrec import storage
     from mtrec.harm import check_harm, twins_table
@@ -359,7 +360,7 @@ def _print_twins(paths: chain.Paths) -> None:
     check_harm(tree)
 
 
-def _print_report(paths: chain.Paths) -> None:
+def _print_report(paths: Paths) -> None:
     from mtrec import storage
     from mtrec.report import summary_table
 

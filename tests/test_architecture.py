@@ -50,7 +50,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "evaluate",
         "twins",
     ),
-    6: ("chain", "doctor", "cli", "serve.app", "serve.telemetry"),
+    6: ("stages", "chain", "doctor", "cli", "serve.app", "serve.telemetry"),
 }
 RAY = (*LAYERS[5], *LAYERS[6])
 TORCH = (

@@ -8,11 +8,11 @@ import pytest
 import yaml
 from test_harm import judged
 
-from mtrec.chain import Paths
 from mtrec.cli import _print_twins, app, run_shell
 from mtrec.config import Config
 from mtrec.configfile import dump_config
 from mtrec.errors import ArtifactError, ConfigError, DataError, MtrecError
+from mtrec.stages import Paths
 
 
 def mtrec(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec.chain import STAGES, run
+from mtrec.chain import run
 from mtrec.config import Config
 from mtrec.configfile import load_config, parse_config
 from mtrec.recommender import Recommender
+from mtrec.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

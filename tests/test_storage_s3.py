@@ -13,9 +13,9 @@ from pyarrow import fs
 from s3_server import BUCKET, Commands, Line, s3_environment, s3_server
 
 from mtrec import storage
-from mtrec.chain import STAGES
 from mtrec.config import Config
 from mtrec.configfile import dump_config
+from mtrec.stages import STAGES
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

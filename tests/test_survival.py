@@ -23,10 +23,11 @@ from processes import descendants
 
 from mtrec import storage
 from mtrec.bundle import find_bundle
-from mtrec.chain import STAGES, run
+from mtrec.chain import run
 from mtrec.config import Config
 from mtrec.configfile import dump_config, parse_config
 from mtrec.data.sources import planted
+from mtrec.stages import STAGES
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

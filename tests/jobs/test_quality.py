@@ -20,12 +20,12 @@ from _seeds import Goal
 from quality import Options, configure, measure
 
 from mtrec.bundle import load_bundle
-from mtrec.chain import Outcome, Paths
 from mtrec.config import Config
 from mtrec.configfile import load_config
 from mtrec.data.dataset import read_histories
 from mtrec.errors import ConfigError, DataError
 from mtrec.recommender import Recommender
+from mtrec.stages import Outcome, Paths
 
 JOBS = Path(__file__).parents[2] / "jobs"
 Tree = dict[str, Any]
