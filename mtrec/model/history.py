@@ -1,8 +1,9 @@
 """User encoders over item history: `sequence` reads events in their order, `set` without it.
 
 Both turn a profile and T events into T + 1 states with one rule: state t may be used to rank event
-t, for it knows nothing of it, and the state at a window's length knows every event. Pure torch;
-take vectors, know of items only which are the same.
+t, for it knows nothing of it, and the state at a window's length knows every event. Who asks for
+that one alone (`last`) does not pay for the others. Pure torch; take vectors, know of items only
+which are the same.
 
 Shape letters: B users, T events, D width, H heads, X columns that are summed, G groups of events.
 """
@@ -44,13 +45,27 @@ class SequenceEncoder(nn.Module):
         Raises:
             AssertionError: more events than the encoder has positions for.
         """
-        states_BTD = torch.cat([prefix_BD[:, None], events_BTD], dim=1)
-        width = states_BTD.shape[1]
-        assert width <= self.length + 1, f"{width - 1} events, at most {self.length} fit"
-        states_BTD = self.dropout(states_BTD + self.positions.weight[:width])
+        states_BTD = self._embed(prefix_BD, events_BTD)
         for block in self.blocks:
             states_BTD = block(states_BTD)
         return self.norm(states_BTD)  # type: ignore[no-any-return]  # a Tensor
+
+    def last(
+        self, prefix_BD: Tensor, events_BTD: Tensor, _item_BT: Tensor, length_B: Tensor
+    ) -> Tensor:
+        """Give only the states (B, D) at the windows' lengths (B,) int64."""
+        states_BTD = self._embed(prefix_BD, events_BTD)
+        *blocks, final = self.blocks
+        for block in blocks:
+            states_BTD = block(states_BTD)
+        assert isinstance(final, CausalBlock)
+        return self.norm(final.at(states_BTD, length_B))  # type: ignore[no-any-return]  # a Tensor
+
+    def _embed(self, prefix_BD: Tensor, events_BTD: Tensor) -> Tensor:
+        states_BTD = torch.cat([prefix_BD[:, None], events_BTD], dim=1)
+        width = states_BTD.shape[1]
+        assert width <= self.length + 1, f"{width - 1} events, at most {self.length} fit"
+        return self.dropout(states_BTD + self.positions.weight[:width])  # type: ignore[no-any-return]
 
 
 class CausalBlock(nn.Module):
@@ -84,6 +99,25 @@ class CausalBlock(nn.Module):
         mixed = mixed.transpose(1, 2).reshape(batch, width, dim)
         states_BTD = states_BTD + self.dropout(self.output(mixed))
         return states_BTD + self.feed_forward(states_BTD)  # type: ignore[no-any-return]  # a Tensor
+
+    def at(self, states_BTD: Tensor, place_B: Tensor) -> Tensor:
+        """Give only the next layer's states at places (B,) int64: (B, D)."""
+        batch, width, dim = states_BTD.shape
+        heads = (self.num_heads, dim // self.num_heads)
+        row = torch.arange(batch, device=states_BTD.device)
+        normed = self.attention_norm(states_BTD)
+        weight, bias = self.projection.weight, self.projection.bias
+        query = functional.linear(normed[row, place_B], weight[:dim], bias[:dim])
+        key, value = (
+            part.view(batch, width, *heads).transpose(1, 2)
+            for part in functional.linear(normed, weight[dim:], bias[dim:]).chunk(2, dim=-1)
+        )
+        seen_BT = torch.arange(width, device=states_BTD.device) <= place_B[:, None]
+        mixed = functional.scaled_dot_product_attention(
+            query.view(batch, *heads)[:, :, None], key, value, attn_mask=seen_BT[:, None, None]
+        )
+        state_BD = states_BTD[row, place_B] + self.dropout(self.output(mixed.reshape(batch, dim)))
+        return state_BD + self.feed_forward(state_BD)  # type: ignore[no-any-return]  # a Tensor
 
 
 class SetEncoder(nn.Module):
@@ -122,15 +156,26 @@ class SetEncoder(nn.Module):
             item_BT: int64, their items; an event of item 0 (padding, or hidden) or 1 (unknown, as
                 in requests) does not count.
         """
+        parts = self._parts(events_BTD, item_BT)
+        return self._states(prefix_BD[:, None], sum_without_each(parts, item_BT))
+
+    def last(
+        self, prefix_BD: Tensor, events_BTD: Tensor, item_BT: Tensor, _length_B: Tensor
+    ) -> Tensor:
+        """Give only the states (B, D) that know every event."""
+        return self._states(prefix_BD, self._parts(events_BTD, item_BT).sum(1))
+
+    def _parts(self, events_BTD: Tensor, item_BT: Tensor) -> Tensor:
+        """Give what each event puts into a sum, with a last column that counts it."""
         known_BT1 = (item_BT > 1).to(events_BTD.dtype)[..., None]
-        parts = torch.cat([self.value(events_BTD) * known_BT1, known_BT1], dim=-1)
-        summed = sum_without_each(parts, item_BT)
-        pooled_BTD, count_BT1 = summed[..., :-1], summed[..., -1:]
-        states_BTD = prefix_BD[:, None] + pooled_BTD / (count_BT1 + 1.0).sqrt()
-        states_BTD = self.dropout(states_BTD)
+        return torch.cat([self.value(events_BTD) * known_BT1, known_BT1], dim=-1)
+
+    def _states(self, prefix: Tensor, summed: Tensor) -> Tensor:
+        """Give states (..., D) of prefixes (..., D) and sums (..., D + 1)."""
+        states = self.dropout(prefix + summed[..., :-1] / (summed[..., -1:] + 1.0).sqrt())
         for block in self.blocks:
-            states_BTD = states_BTD + block(states_BTD)
-        return self.norm(states_BTD)  # type: ignore[no-any-return]  # a Tensor
+            states = states + block(states)
+        return self.norm(states)  # type: ignore[no-any-return]  # a Tensor
 
 
 def sum_without_each(values_BTX: Tensor, item_BT: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ Shape letters: B users or windows, T events, D width, N items, P pairs of user a
 columns of an event, R width of tastes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -167,20 +167,30 @@ class MultiTaskModel(nn.Module):
             users: (B,) rows of user inputs; zeros where nothing is known.
             vectors: what `encode_items` gave.
         """
-        events_BTD = vectors.at(batch["item"]) + self.events(batch)
-        prefix_BD = self.users(users) + self.start
-        item_BT = batch["item"]
-        if HELD_OUT in batch:
-            item_BT = item_BT.masked_fill(batch[HELD_OUT], 0)
-        residual, taste = self.ranking.summarise(batch)
-        return UserStates(self.history(prefix_BD, events_BTD, item_BT), residual, taste)
+        residual, taste = self.ranking.summarise(batch, _without_each)
+        inputs = self._history_inputs(batch, users, vectors)
+        return UserStates(self.history(*inputs), residual, taste)
 
     def encode_users(
         self, batch: Mapping[str, Tensor], users: FeatureInputs, vectors: ItemVectors
     ) -> UserStates:
-        """Give each user's state after the last event: (B, D), (B, F) and (B, R)."""
-        row = torch.arange(len(batch["length"]), device=batch["length"].device)
-        return self.encode_history(batch, users, vectors).at(row, batch["length"])
+        """Give each user's state after the last event: (B, D), (B, F) and (B, R).
+
+        What `encode_history` says at the windows' lengths, without the other states.
+        """
+        residual, taste = self.ranking.summarise(batch, _whole)
+        inputs = self._history_inputs(batch, users, vectors)
+        return UserStates(self.history.last(*inputs, batch["length"]), residual, taste)
+
+    def _history_inputs(
+        self, batch: Mapping[str, Tensor], users: FeatureInputs, vectors: ItemVectors
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Give prefixes (B, D), events (B, T, D) and their items (B, T), 0 where hidden."""
+        events_BTD = vectors.at(batch["item"]) + self.events(batch)
+        item_BT = batch["item"]
+        if HELD_OUT in batch:
+            item_BT = item_BT.masked_fill(batch[HELD_OUT], 0)
+        return self.users(users) + self.start, events_BTD, item_BT
 
     def rank(
         self, users: UserStates, item_P: Tensor, vectors: ItemVectors, context: Context
@@ -329,21 +339,26 @@ class RankingNetwork(nn.Module):
             logits[task.name] = logit
         return logits
 
-    def summarise(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Sum up each window without each event, and whole: (B, T + 1, F), (B, T + 1, R).
+    def summarise(
+        self, batch: Mapping[str, Tensor], add_up: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Sum up each window: residuals (..., F) and tastes (..., R).
 
-        Row t < T leaves event t out, so that no label helps to predict itself; the row at the
-        window's length leaves nothing out. Residuals are sum / (count + prior), the user bias of a
-        biased baseline (Koren 2010, eq. 2, estimated in turn); tastes are sum / sqrt(count + 1).
+        Residuals are sum / (count + prior), the user bias of a biased baseline (Koren 2010, eq. 2,
+        estimated in turn); tastes are sum / sqrt(count + 1).
+
+        Args:
+            batch: tensors of `history_batch`.
+            add_up: `_whole`, or `_without_each`: row t < T leaves event t out, so that no label
+                helps to predict itself; the row at the window's length leaves nothing out.
         """
         known_BT1 = (batch["item"] > 1).to(batch["numbers"].dtype)[..., None]
         own = (batch["numbers"] - self.usual(batch["item"])) * batch["present"] * known_BT1
         voice = self.implicit(batch["item"]) + own.sum(-1, keepdim=True) * self.explicit(
             batch["item"]
         )
-        count = _without_each(batch["present"] * known_BT1)
-        residual = _without_each(own) / (count + _RESIDUAL_PRIOR)
-        taste = _without_each(voice * known_BT1) / (_without_each(known_BT1) + 1.0).sqrt()
+        residual = add_up(own) / (add_up(batch["present"] * known_BT1) + _RESIDUAL_PRIOR)
+        taste = add_up(voice * known_BT1) / (add_up(known_BT1) + 1.0).sqrt()
         return residual, taste
 
     def predict(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -363,6 +378,11 @@ def _without_each(values_BTX: Tensor) -> Tensor:
     """Give the sum over T without each t, and the whole sum last: (B, T + 1, X)."""
     total = values_BTX.sum(1, keepdim=True)
     return torch.cat([total - values_BTX, total], dim=1)
+
+
+def _whole(values_BTX: Tensor) -> Tensor:
+    """Give the sum over T: (B, X)."""
+    return values_BTX.sum(1)
 
 
 def build_model(config: ModelConfig, tasks: Sequence[Task], sizes: ModelSizes) -> MultiTaskModel:

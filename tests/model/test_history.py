@@ -52,6 +52,17 @@ def test_a_state_does_not_know_its_own_event(encoder: Encoder, event: int) -> No
     assert torch.allclose(before[:, event], after[:, event], atol=1e-6)
 
 
+def test_the_last_state_alone_is_that_at_the_windows_length(encoder: nn.Module) -> None:
+    prefix, events, items = torch.randn(4, 8), torch.randn(4, 5, 8), _items(4, 5)
+    length = torch.tensor([5, 2, 0, 4])
+    items[torch.arange(5) >= length[:, None]] = 0
+    states = encoder(prefix, events, items)
+    last = encoder.last(prefix, events, items, length)  # type: ignore[operator]  # a method
+    assert torch.allclose(last, states[torch.arange(4), length], atol=1e-6)
+    none = encoder.last(prefix[:0], events[:0], items[:0], length[:0])  # type: ignore[operator]
+    assert none.shape == (0, 8)
+
+
 @pytest.mark.parametrize("event", range(5))
 def test_the_last_state_knows_every_event_and_the_prefix(encoder: Encoder, event: int) -> None:
     prefix, events, items = torch.randn(1, 8), torch.randn(1, 5, 8), _items(1, 5)

@@ -47,6 +47,18 @@ def test_a_batch_of_users_equals_a_loop_of_single_users(parts) -> None:
         assert torch.allclose(alone.residual[0], together.residual[row], atol=1e-6)
 
 
+def test_users_are_what_their_histories_are_at_their_ends(parts) -> None:
+    model, _, batch, users, vectors = parts
+    hidden = torch.zeros_like(batch["item"], dtype=torch.bool)
+    hidden[:, 1] = True
+    for given in (batch, {**batch, "held_out": hidden}):
+        row = torch.arange(len(batch["length"]))
+        expected = model.encode_history(given, users, vectors).at(row, batch["length"])
+        found = model.encode_users(given, users, vectors)
+        for part in ("vector", "residual", "taste"):
+            assert torch.allclose(getattr(found, part), getattr(expected, part), atol=1e-6)
+
+
 def test_the_vector_for_an_event_does_not_know_it(parts) -> None:
     model, _, batch, users, vectors = parts
     changed = {name: values.clone() for name, values in batch.items()}
