@@ -18,6 +18,21 @@ Convert = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the model, taken out or exchanged.
+
+    Attributes:
+        name: what the row then is, as in the table.
+        overrides: of the row's configuration.
+        tasks: those whose figures shall show what it is worth.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    tasks: tuple[str, ...] = ("retrieval",)
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One line of the table, or several: a protocol and what is asked of it.
 
@@ -30,8 +45,9 @@ class Row:
             users, `without` (ids of users); None: it reads the source.
         goals: the figures.
         seeds: how many, unless `--seeds` says otherwise.
-        kind: where the figures come from: the run's report, its twins, or models that have not seen
-            the users who ask.
+        kind: where the figures come from: the run's report, its twins, models that have not seen
+            the users who ask, or the run on validation beside itself without its parts.
+        parts: of the kind `parts`, one run each.
     """
 
     name: str
@@ -41,7 +57,8 @@ class Row:
     convert: Convert | None
     goals: tuple[Goal, ...]
     seeds: int = 3
-    kind: Literal["report", "twins", "cold_users"] = "report"
+    kind: Literal["report", "twins", "cold_users", "parts"] = "report"
+    parts: tuple[Part, ...] = ()
 
 
 def chosen_rows(names: str | None) -> list[Row]:
@@ -130,6 +147,38 @@ def _movielens_1m(source: Path, folder: Path, _seed: int) -> None:
 
 COLD_ITEMS = (Goal("retrieval", "recall@10", beat=("text_nearest",), aim_over=("ials_text",)),)
 COLD_USERS = (Goal("retrieval", "ndcg@10", at_least=0.90, aim=0.95, beside=TRAINED_ON),)
+
+TEXT = (
+    Part("hashed words", ("text.encoder=hashing",)),
+    Part("no text", ("text.item_template=null", "text.behaviour=null")),
+)
+NETWORK = (
+    Part("no id-row dropout", ("model.id_dropout=0",)),
+    Part("no losses of the parts alone", ("model.w_content=0", "model.w_collaborative=0")),
+    Part("no moving average", ("train.ema_decay=0",)),
+)
+TERMS = (
+    Part("no item-item term", ("model.item_item=null",)),
+    Part("no factors of iALS", ("model.ials=null",)),
+)
+EXPERTS = tuple(
+    Part(f"{name} experts", (f"model.experts={{kind: {name}}}",), ("rating", "like"))
+    for name in ("mmoe", "ple")
+)
+METRICS = {"retrieval": "ndcg@10", "rating": "rmse", "like": "auc"}
+
+
+def _parts(
+    name: str, protocol: str, config: str, find: Find, source: Convert | None, *parts: Part
+) -> Row:
+    """Give the row that shows what the parts of another row's model are worth."""
+    goals = tuple(
+        Goal(task, METRICS[task], beside=part.name) for part in parts for task in part.tasks
+    )
+    return Row(
+        name, f"{protocol}, on validation", config, find, source, goals, kind="parts", parts=parts
+    )
+
 
 ROWS = (
     Row(
@@ -284,5 +333,37 @@ ROWS = (
         ),
         seeds=5,
         kind="twins",
+    ),
+    _parts(
+        "A1",
+        "ML-100K, leave last out",
+        "p5",
+        find_movielens_100k,
+        None,
+        *(*TEXT, *NETWORK, *EXPERTS),
+    ),
+    _parts(
+        "A2",
+        "ML-100K, random 8:1:1",
+        "p3",
+        find_movielens_100k,
+        partial(_random, cuts=convert.RANDOM_CUTS),
+        *(*TEXT, *NETWORK, *TERMS),
+    ),
+    _parts(
+        "A3",
+        "ML-100K, fold 1 of 5",
+        "p1b",
+        find_movielens_100k,
+        None,
+        Part("no factorised part", ("model.factors=null",), ("rating", "like")),
+    ),
+    _parts(
+        "A4",
+        "ML-100K, 15 % of the items cold",
+        "c1",
+        find_movielens_100k,
+        _cold_films,
+        *(*TEXT, *NETWORK, TERMS[1]),
     ),
 )

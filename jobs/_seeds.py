@@ -211,21 +211,21 @@ def _gap(goal: Goal, name: str, reports: Sequence[Report]) -> Gap | None:
     )
 
 
-def report_of_twins(tree: Mapping[str, Any]) -> Report:
-    """Give the tree of `twins.json` in the form of a report, with the baseline `twin`.
+def report_of_twins(tree: Mapping[str, Any], name: str = TWIN) -> Report:
+    """Give the tree of `twins.json` in the form of a report with one baseline, the twin.
 
     A task whose twin has a figure of 0 has no relative change, and here no difference.
     """
     tasks = tree["tasks"]
-    names = ("difference", "interval", "relative", "relative_interval")
+    facts = ("difference", "interval", "relative", "relative_interval")
     return {
         "model": {task: {entry["metric"]: entry["joint"]} for task, entry in tasks.items()},
         "baselines": {
-            TWIN: {task: {entry["metric"]: entry["twin"]} for task, entry in tasks.items()}
+            name: {task: {entry["metric"]: entry["twin"]} for task, entry in tasks.items()}
         },
         "differences": {
-            TWIN: {
-                task: {entry["metric"]: {name: entry[name] for name in names}}
+            name: {
+                task: {entry["metric"]: {fact: entry[fact] for fact in facts}}
                 for task, entry in tasks.items()
                 if "relative" in entry
             }
@@ -240,6 +240,10 @@ GOALS_HEADER = (
     "| row | protocol | metric | ours | best baseline | difference [95 %] | at least | aim | met |"
     "\n|---|---|---|---|---|---|---|---|---|"
 )
+PARTS_HEADER = (
+    "| row | protocol | metric | ours | exchanged | what ours brings [95 %] |"
+    "\n|---|---|---|---|---|---|"
+)
 BESIDE_HEADER = (
     "| row | seeds | coverage@10 | novelty@10 | diversity@10 | ECE | training, s |"
     "\n|---|---|---|---|---|---|---|"
@@ -249,14 +253,27 @@ BESIDE_HEADER = (
 def goal_line(row: str, protocol: str, joined: Joined) -> str:
     """Give the table line of a goal, under `GOALS_HEADER`."""
     goal = joined.goal
+    cells = (*_figures(row, protocol, joined), _at_least_text(goal), _aim_text(goal))
+    return _line(*cells, _met_text(joined))
+
+
+def part_line(row: str, protocol: str, joined: Joined) -> str:
+    """Give the table line of a model beside one without a part, under `PARTS_HEADER`."""
+    return _line(*_figures(row, protocol, joined))
+
+
+def _figures(row: str, protocol: str, joined: Joined) -> tuple[str, ...]:
+    goal = joined.goal
     spread = f" ± {_number(stdev(joined.values))}" if len(joined.values) > 1 else ""
     best = f"{joined.best} {_number(joined.baselines[joined.best])}" if joined.best else ""
     gap = joined.gaps.get(joined.best or "")
-    cells = (
+    return (
         *(row, protocol, f"{goal.metric} ({goal.task})"),
         *(_number(joined.value) + spread, best, _gap_text(gap) if gap is not None else ""),
-        *(_at_least_text(goal), _aim_text(goal), _met_text(joined)),
     )
+
+
+def _line(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
@@ -279,7 +296,7 @@ def beside_line(row: str, reports: Sequence[Report], train_s: Sequence[float]) -
         ]
         cells.append(f"{fmean(found):.3f}" if found else "")
     cells.append(f"{fmean(train_s):.0f}" if train_s else "")
-    return "| " + " | ".join(cells) + " |"
+    return _line(*cells)
 
 
 def _number(value: float) -> str:

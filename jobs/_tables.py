@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from _results import Results
-from _seeds import BESIDE_HEADER, GOALS_HEADER, Joined
+from _seeds import BESIDE_HEADER, GOALS_HEADER, PARTS_HEADER, Joined
 
 Json = dict[str, Any]
 
@@ -57,6 +57,7 @@ class Tables:
         self._command = command
         self._goals: list[str] = []
         self._beside: list[str] = []
+        self._parts: list[str] = []
 
     def add_goal(self, line: str) -> None:
         """Add the line of a figure."""
@@ -66,6 +67,11 @@ class Tables:
     def add_beside(self, line: str) -> None:
         """Add the line of what stands beside accuracy."""
         self._beside.append(line)
+        self._write()
+
+    def add_part(self, line: str) -> None:
+        """Add the line of what a part of a model is worth."""
+        self._parts.append(line)
         self._write()
 
     def _write(self) -> None:
@@ -78,5 +84,7 @@ class Tables:
             "of the task alone. Met: how far the row got, `at least` or `aim`.",
             "\n".join([BESIDE_HEADER, *self._beside]),
         ]
+        if self._parts:
+            parts.append("\n".join([PARTS_HEADER, *self._parts]))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

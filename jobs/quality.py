@@ -22,6 +22,9 @@ M1 also trains each task alone, beside the runs of P3 and P8 (`twins.json` is it
 one model on everybody and ten without a tenth of the users each, every one with its own
 `result.json`: `--folds 3` stops after three, and the table says so.
 
+The rows A take parts out of the models of other rows, one at a time, and show on validation what
+each is worth; every part has a result of its own.
+
 The text control: `--text hashing` puts hashed words in the language model's place. Give it an OUT
 of its own to keep both tables.
 """
@@ -31,7 +34,7 @@ import csv
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +42,27 @@ import numpy as np
 from _cold_users import compare, ndcg_of_lists, read_questions
 from _results import Results, command_line
 from _rows import ROWS, Row, chosen_rows
-from _seeds import beside_line, goal_line, join, report_of_twins
+from _seeds import beside_line, goal_line, join, part_line, report_of_twins
 from _tables import Tables, add_result
 
 import mtrec
 from mtrec import storage
+from mtrec.bundle import find_bundle
 from mtrec.cli import run_shell
 from mtrec.config import Config
 from mtrec.configfile import load_config
 from mtrec.data import convert
+from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import DataError
 from mtrec.recommender import Recommender
 from mtrec.runlog import configure_logging
 from mtrec.stages import Paths
+from mtrec.twins import compare_bundles
 
 CONFIGS = Path(__file__).resolve().parent / "configs" / "quality"
 STAGES = ("prepare", "embed", "train", "evaluate")
+ON_VALIDATION = ('train.refit="no"', "train.num_workers=0")
+"""Overrides of runs whose validation split is what they are judged by."""
 NUM_FOLDS = 10
 """Folds of users in C2."""
 
@@ -146,8 +154,13 @@ def measure(rows: Sequence[Row], options: Options) -> list[str]:
                 say(f"{row.name}: the report has no {goal.metric} of {goal.task}")
             else:
                 add_result(results, row.name, joined)
-                tables.add_goal(goal_line(row.name, protocol, joined))
+                if row.kind == "parts":
+                    tables.add_part(part_line(row.name, protocol, joined))
+                else:
+                    tables.add_goal(goal_line(row.name, protocol, joined))
         measured.append(row.name)
+        if row.kind == "parts":
+            continue
         alike = (row.config, row.kind)
         sharing = [other.name for other in rows if (other.config, other.kind) == alike]
         if row.name == sharing[0]:
@@ -275,10 +288,65 @@ def run_cold_users(row: Row, seed: int, options: Options) -> Json:
     return found
 
 
+def run_parts(row: Row, seed: int, options: Options) -> Json:
+    """Give what the parts of a row's model do on validation, each against the run without it.
+
+    The whole model and each exchange have a run of their own below `parts/`.
+
+    Returns:
+        `report`: as of `report_of_twins`, with a baseline for each part.
+
+    Raises:
+        DataAbsentError: the row's data is not there.
+    """
+    home = home_of(row, seed, options) / "parts"
+
+    def config_of(name: str, overrides: tuple[str, ...], root: Path) -> Config:
+        changed = replace(options, overrides=(*options.overrides, *ON_VALIDATION, *overrides))
+        config = configure(row, seed, changed, home=home / name, root=root)
+        if not isinstance(config.data.split, KFoldSplit):
+            return config
+        split = config.data.split.model_copy(update={"fold": 0})
+        return config.model_copy(update={"data": config.data.model_copy(update={"split": split})})
+
+    def trained(name: str, overrides: tuple[str, ...]) -> Config:
+        config = config_of(name, overrides, _tables(row, seed, options, home))
+        done = mtrec.run(config, stages=STAGES[:-1]).done
+        if done:
+            say(f"{row.name}, seed {seed}: {name} {sum(done.values()):.0f} s")
+        return config
+
+    whole = config_of("whole", (), home / "data")
+    kind = f"parts of {storage.hash_values(_without_places(whole))}"
+    found: Json = {"model": {}, "baselines": {}, "differences": {}, "tuned": {}}
+    for part in row.parts:
+        name = part.name.replace(" ", "-")
+        config = config_of(name, part.overrides, home / "data")
+        path, result, is_done = _open_result(home / f"{name}.json", kind, config, options)
+        if is_done:
+            say(f"{row.name}, seed {seed}: {part.name} done before")
+        else:
+            joint, other = trained("whole", ()), trained(name, part.overrides)
+            paths, bundle = Paths(joint.run.workdir), find_bundle(Paths(other.run.workdir).bundles)
+            tree = compare_bundles(
+                joint,
+                dataset=paths.dataset,
+                bundle=find_bundle(paths.bundles),
+                others={task.name: (other, bundle) for task in joint.tasks},
+                split="validation",
+            )
+            result["report"] = report_of_twins(tree, part.name)
+            _write_result(path, result, options)
+        for section, values in result["report"].items():
+            found[section].update(values)
+    return {"report": found}
+
+
 RUNNERS: dict[str, Callable[[Row, int, Options], Json]] = {
     "report": run_seed,
     "twins": run_twins,
     "cold_users": run_cold_users,
+    "parts": run_parts,
 }
 
 

@@ -60,6 +60,7 @@ def compare_twins(
     twins: Mapping[str, Answers],
     metrics: Mapping[str, str],
     links: Links | None = None,
+    split: str = "test",
 ) -> Tree:
     """Give the tree of `twins.json`: each task's figure, its twin's, and how far they are apart.
 
@@ -69,23 +70,24 @@ def compare_twins(
         config: the joint run.
         histories: all events.
         items: what metrics need of the items.
-        joint: what the joint model says about the test split.
+        joint: what the joint model says about the split.
         twins: task -> what its twin says.
         metrics: task -> the metric that stands for it.
         links: all links, for a social task.
+        split: which one all were asked about.
     """
     notes: list[str] = []
     tasks: dict[str, Tree] = {}
     for name, answers in twins.items():
         one = config.model_copy(update={"tasks": [config.task(name)]})
-        measured = measure(one, histories, items, {MODEL: joint, TWIN: answers}, "test", links)
+        measured = measure(one, histories, items, {MODEL: joint, TWIN: answers}, split, links)
         figures = {
             method: found[metrics[name]]
             for method, found in measured.get(name, {}).items()
             if metrics[name] in found and np.isfinite(found[metrics[name]].value)
         }
         if set(figures) != {MODEL, TWIN}:
-            notes.append(f"{name}: {metrics[name]} is undefined on test, nothing was compared")
+            notes.append(f"{name}: {metrics[name]} is undefined on {split}, nothing was compared")
             continue
         entry = _compare(figures[MODEL], figures[TWIN])
         if "relative" not in entry:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mtrec import storage
 from mtrec.bundle import load_bundle
-from mtrec.comparison import MODEL, ItemFacts
+from mtrec.comparison import MODEL, ItemFacts, Tree
 from mtrec.config import Config, Task, social_task
 from mtrec.data.dataset import read_histories, read_table
 from mtrec.data.histories import Histories
@@ -78,32 +78,8 @@ def evaluate_twins(
         parents: ids of the artifacts that it is made from.
     """
     started = time.perf_counter()
-    histories = read_histories(dataset)
-    items = read_table(storage.join(dataset, "items.parquet"))
-    train_count = np.zeros(items.num_rows + 2, np.int64)
-    train_count[items.column("item_index").to_numpy()] = items.column("train_count").to_numpy()
-    links = None
-    if social_task(config.tasks) is not None:
-        links = read_links(dataset, read_table(storage.join(dataset, "users.parquet")))
-    tree = compare_twins(
-        config,
-        links=links,
-        histories=histories,
-        items=ItemFacts(train_count, None),
-        joint=_ask(config, dataset, bundle, histories, links, items.num_rows + 2),
-        twins={
-            task: _ask(
-                twin_config(config, config.task(task)),
-                dataset,
-                place,
-                histories,
-                links,
-                items.num_rows + 2,
-            )
-            for task, place in twins.items()
-        },
-        metrics={task: _metric(config, config.task(task)) for task in twins},
-    )
+    asked = {task: (twin_config(config, config.task(task)), p) for task, p in twins.items()}
+    tree = compare_bundles(config, dataset=dataset, bundle=bundle, others=asked)
     tree["bundles"] = {
         name: {"version": storage.base_name(place), "epoch": _epoch(place)}
         for name, place in {
@@ -119,6 +95,48 @@ def evaluate_twins(
     return storage.read_manifest(path, "twins")
 
 
+def compare_bundles(
+    config: Config,
+    *,
+    dataset: str,
+    bundle: str,
+    others: Mapping[str, tuple[Config, str]],
+    split: str = "test",
+) -> Tree:
+    """Give the tree of `harm.compare_twins` for bundles that know the same users and items.
+
+    Args:
+        config: the run of `bundle`.
+        dataset: folder or URI of the dataset that all are asked about.
+        bundle: folder of a version.
+        others: task -> the run and the version's folder that it is compared with.
+        split: which one they are asked about; none may be fitted on it.
+    """
+    histories = read_histories(dataset)
+    items = read_table(storage.join(dataset, "items.parquet"))
+    train_count = np.zeros(items.num_rows + 2, np.int64)
+    train_count[items.column("item_index").to_numpy()] = items.column("train_count").to_numpy()
+    links = None
+    if social_task(config.tasks) is not None:
+        links = read_links(dataset, read_table(storage.join(dataset, "users.parquet")))
+    answers: dict[str, Answers] = {}
+    for asked, place in ((config, bundle), *others.values()):
+        if place not in answers:
+            answers[place] = _ask(
+                asked, dataset, place, histories, links, items.num_rows + 2, split
+            )
+    return compare_twins(
+        config,
+        links=links,
+        histories=histories,
+        items=ItemFacts(train_count, None),
+        joint=answers[bundle],
+        twins={task: answers[place] for task, (_, place) in others.items()},
+        metrics={task: _metric(config, config.task(task)) for task in others},
+        split=split,
+    )
+
+
 def _ask(
     config: Config,
     dataset: str,
@@ -126,18 +144,19 @@ def _ask(
     histories: Histories,
     links: Links | None,
     num_items: int,
+    split: str,
 ) -> Answers:
     answered, social = ask_model(
         config,
         dataset=dataset,
         bundle=bundle,
         histories=histories,
-        splits=["test"],
+        splits=[split],
         num_items=num_items,
     )
     if links is not None:
         ask_friends(config, load_bundle(bundle), histories, links, social, answered)
-    return answered["test"][MODEL]
+    return answered[split][MODEL]
 
 
 def _metric(config: Config, task: Task) -> str:

@@ -51,7 +51,7 @@ def _histories() -> Histories:
 
 def _answers(histories: Histories, seed: int) -> Answers:
     rng = np.random.default_rng(seed)
-    rows = (histories.split == 2) & np.isfinite(histories.labels["stars"])
+    rows = (histories.split > 0) & np.isfinite(histories.labels["stars"])
     lists = np.stack([rng.permutation(np.arange(3, ITEMS + 2))[:K] for _ in range(USERS)])
     return Answers(
         lists.astype(np.int32),
@@ -62,7 +62,7 @@ def _answers(histories: Histories, seed: int) -> Answers:
     )
 
 
-def _tree(config: Config, histories: Histories) -> Any:
+def _tree(config: Config, histories: Histories, split: str = "test") -> Any:
     train_count = np.zeros(ITEMS + 2, np.int64)
     train_count[2] = USERS
     return compare_twins(
@@ -72,6 +72,7 @@ def _tree(config: Config, histories: Histories) -> Any:
         joint=_answers(histories, 1),
         twins={name: _answers(histories, seed) for seed, name in enumerate(METRICS, 2)},
         metrics=METRICS,
+        split=split,
     )
 
 
@@ -85,6 +86,13 @@ def _ndcg(histories: Histories, answers: Answers, user: int) -> float:
         if item in wanted
     ]
     return float(sum(gains) / sum(1 / np.log2(place + 2) for place in range(len(wanted))))
+
+
+def test_tasks_are_compared_on_the_split_that_is_asked_for() -> None:
+    config, histories = _config(), _histories()
+    moved = replace(histories, split=np.where(histories.split == 2, 1, 0).astype(np.int8))
+
+    assert _tree(config, moved, "validation")["tasks"] == _tree(config, histories)["tasks"]
 
 
 def test_a_ranking_task_is_compared_as_a_loop_over_resamples_does() -> None:

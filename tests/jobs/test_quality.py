@@ -15,7 +15,7 @@ from small_report import report
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 
 import quality
-from _rows import ROWS, Row, chosen_rows, find_folder
+from _rows import ROWS, Part, Row, _parts, chosen_rows, find_folder
 from _seeds import Goal
 from quality import Options, configure, measure
 
@@ -203,6 +203,52 @@ def test_twins_share_the_joint_runs_folder_and_have_a_result_of_their_own(
     table = (tmp_path / "quality.md").read_text()
     assert "| .3800 | twin .4000 | -5.0 % [-6.0, -4.0] |" in table
     assert "| M | 1 |  |  |  |  | 12 |" in table
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.kind == "parts"], ids=lambda row: row.name)
+def test_every_part_is_one_of_the_rows_model(row: Row) -> None:
+    path = quality.CONFIGS / f"{row.config}.yaml"
+    whole = load_config(path)
+
+    for part in row.parts:
+        assert load_config(path, [*part.overrides]) != whole, part.name
+
+
+def test_a_part_is_compared_with_the_whole_model_on_validation_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[Config] = []
+
+    def chain(config: Config, *, stages: tuple[str, ...]) -> Outcome:
+        assert stages == ("prepare", "embed", "train")
+        is_new = config not in trained
+        trained.extend([config] * is_new)
+        return Outcome(Paths(config.run.workdir), done={"train": 5.0} if is_new else {})
+
+    def compare(config: Config, *, bundle: str, others: Any, split: str, **_: str) -> Tree:
+        assert config in trained and (config.train.ema_decay, split) == (0.99, "validation")
+        assert set(others) == {"retrieval", "rating", "like"}
+        for other, place in others.values():
+            assert other == trained[-1] and place != bundle
+        change = {"relative": 0.25, "relative_interval": [0.2, 0.3]}
+        entry = {"metric": "ndcg@10", "joint": 0.1, "twin": 0.08, **change}
+        return {"tasks": {"retrieval": {**entry, "difference": 0.02, "interval": [0.01, 0.03]}}}
+
+    parts = [Part(name, (f"train.ema_decay={value}",)) for name, value in (("a b", 0), ("c", 0.5))]
+    row = _parts("A", "x", "p1b", lambda data: Path("x"), None, *parts)
+    monkeypatch.setattr(quality.mtrec, "run", chain, raising=False)
+    monkeypatch.setattr(quality, "find_bundle", lambda folder: folder)
+    monkeypatch.setattr(quality, "compare_bundles", compare)
+    for _ in range(2):
+        assert measure([row], options(tmp_path, seeds=2)) == ["A"]
+
+    assert [config.train.ema_decay for config in trained] == 2 * [0.99, 0.0, 0.5]
+    assert {config.data.split.fold for config in trained} == {0}  # type: ignore[union-attr]
+    assert {(config.train.refit, config.run.seed) for config in trained} == {("no", 0), ("no", 1)}
+    assert capsys.readouterr().out.count("done before") == 4
+    table = (tmp_path / "quality.md").read_text()
+    line = "| A | x, on validation | ndcg@10 (retrieval) | .1000 ± .0000 | {} .0800 | +25.0 %"
+    assert line.format("a b") in table and line.format("c") in table
 
 
 def test_each_user_is_in_one_fold(tmp_path: Path) -> None:
