@@ -1,4 +1,4 @@
-"""The quality job: rows, configurations, resume by row and seed, one tiny row for real."""
+"""The quality job: rows, resume by row and seed, parts and twins, one tiny row for real."""
 
 import json
 import os
@@ -14,10 +14,11 @@ from small_report import report
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 
-import quality
+import _running
 from _rows import ROWS, Part, Row, _parts, chosen_rows, find_folder
+from _running import Options
 from _seeds import Goal
-from quality import Options, configure, measure
+from quality import measure
 
 from mtrec.bundle import load_bundle
 from mtrec.config import Config
@@ -42,7 +43,7 @@ def options(out: Path, **changes: Any) -> Options:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_row_asks_for_tasks_and_baselines_of_its_configuration(row: Row) -> None:
-    config = load_config(quality.CONFIGS / f"{row.config}.yaml")
+    config = load_config(_running.CONFIGS / f"{row.config}.yaml")
 
     assert {goal.task for goal in row.goals} <= {task.name for task in config.tasks}
     for goal in row.goals:
@@ -50,12 +51,12 @@ def test_a_row_asks_for_tasks_and_baselines_of_its_configuration(row: Row) -> No
 
 
 def test_every_configuration_belongs_to_a_row() -> None:
-    assert {path.stem for path in quality.CONFIGS.glob("*.yaml")} == {row.config for row in ROWS}
+    assert {path.stem for path in _running.CONFIGS.glob("*.yaml")} == {row.config for row in ROWS}
 
 
 @pytest.mark.parametrize(("cold", "random"), [("c2", "p3"), ("c2h", "p8")])
 def test_cold_users_ask_the_model_of_the_random_split(cold: str, random: str) -> None:
-    one, other = (load_config(quality.CONFIGS / f"{name}.yaml") for name in (cold, random))
+    one, other = (load_config(_running.CONFIGS / f"{name}.yaml") for name in (cold, random))
 
     assert one.model == other.model
     assert one.train == other.train.model_copy(update={"refit": "no"})
@@ -67,20 +68,6 @@ def test_rows_are_chosen_by_name_in_the_tables_order() -> None:
     assert chosen_rows(None) == list(ROWS)
     with pytest.raises(ConfigError, match="names p99; there are P1b, P3"):
         chosen_rows("P3,P99")
-
-
-def test_a_seed_writes_below_its_own_folder_and_shares_the_vectors(tmp_path: Path) -> None:
-    home = tmp_path / "odd: #name" / "p3" / "seed-2"
-    chosen = options(tmp_path, text="hashing", overrides=("train.epochs=7", "run.seed=9"))
-
-    config = configure(chosen_rows("P3")[0], 2, chosen, home=home, root=home / "data")
-
-    assert (config.run.seed, config.run.workdir) == (2, str(home / "run"))
-    assert (config.data.root, config.text.store) == (
-        str(home / "data"),
-        str(tmp_path / "embeddings"),
-    )
-    assert (config.text.encoder, config.train.epochs) == ("hashing", 7)
 
 
 def test_data_is_looked_for_by_folder_name_and_its_absence_is_told(tmp_path: Path) -> None:
@@ -128,20 +115,20 @@ def test_what_is_finished_is_read_and_what_was_interrupted_goes_on(
 ) -> None:
     chosen = options(tmp_path, seeds=2)
     first = Chain()
-    monkeypatch.setattr(quality.mtrec, "run", first, raising=False)
+    monkeypatch.setattr(_running.mtrec, "run", first, raising=False)
     assert measure([row], options(tmp_path)) == ["X"]
-    assert first.asked == [(0, stage) for stage in quality.STAGES]
+    assert first.asked == [(0, stage) for stage in _running.STAGES]
 
-    monkeypatch.setattr(quality.mtrec, "run", Chain(stop_at="evaluate"), raising=False)
+    monkeypatch.setattr(_running.mtrec, "run", Chain(stop_at="evaluate"), raising=False)
     with pytest.raises(KeyboardInterrupt):
         measure([row], chosen)
     assert "X, seed 0: done before" in capsys.readouterr().out
 
     last = Chain()
-    monkeypatch.setattr(quality.mtrec, "run", last, raising=False)
+    monkeypatch.setattr(_running.mtrec, "run", last, raising=False)
     measure([row], chosen)
     # The chain itself skips what is up to date: it is asked for all stages of seed 1 alone.
-    assert last.asked == [(1, stage) for stage in quality.STAGES]
+    assert last.asked == [(1, stage) for stage in _running.STAGES]
     table = (tmp_path / "quality.md").read_text()
     assert "| X | a protocol | ndcg@10 (t) | .3500 ± .0707 | ease .2000 |" in table
     assert "| X | 2 |  |  |  |  | 12 |" in table
@@ -151,24 +138,24 @@ def test_what_is_finished_is_read_and_what_was_interrupted_goes_on(
 def test_another_configuration_is_run_anew_and_a_moved_result_is_not(
     row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quality.mtrec, "run", Chain(), raising=False)
+    monkeypatch.setattr(_running.mtrec, "run", Chain(), raising=False)
     measure([row], options(tmp_path / "here"))
     (tmp_path / "here").rename(tmp_path / "there")
 
     moved = Chain()
-    monkeypatch.setattr(quality.mtrec, "run", moved, raising=False)
+    monkeypatch.setattr(_running.mtrec, "run", moved, raising=False)
     measure([row], options(tmp_path / "there"))
     assert moved.asked == []
 
     (tmp_path / "there" / "p5" / "seed-0" / "run").rename(tmp_path / "old")
     measure([row], options(tmp_path / "there", overrides=("train.epochs=1",)))
-    assert len(moved.asked) == len(quality.STAGES)
+    assert len(moved.asked) == len(_running.STAGES)
 
 
 def test_a_row_without_data_is_skipped_aloud_and_the_others_run(
     row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(quality.mtrec, "run", Chain(), raising=False)
+    monkeypatch.setattr(_running.mtrec, "run", Chain(), raising=False)
 
     assert measure([*chosen_rows("P8"), row], options(tmp_path)) == ["X"]
     assert (
@@ -194,11 +181,11 @@ def test_twins_share_the_joint_runs_folder_and_have_a_result_of_their_own(
 
     goal = Goal("t", "ndcg@10", beside="twin", max_loss=0.02)
     row = Row("M", "x", "p5", lambda data: Path("x"), None, (goal,), kind="twins")
-    monkeypatch.setattr(quality.mtrec, "run", chain, raising=False)
+    monkeypatch.setattr(_running.mtrec, "run", chain, raising=False)
     for _ in range(2):
         measure([row], options(tmp_path))
 
-    assert asked == [(0, quality.STAGES, True)]
+    assert asked == [(0, _running.STAGES, True)]
     assert "M, seed 0: done before" in capsys.readouterr().out
     table = (tmp_path / "quality.md").read_text()
     assert "| .3800 | twin .4000 | -5.0 % [-6.0, -4.0] |" in table
@@ -207,7 +194,7 @@ def test_twins_share_the_joint_runs_folder_and_have_a_result_of_their_own(
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r.kind == "parts"], ids=lambda row: row.name)
 def test_every_part_is_one_of_the_rows_model(row: Row) -> None:
-    path = quality.CONFIGS / f"{row.config}.yaml"
+    path = _running.CONFIGS / f"{row.config}.yaml"
     whole = load_config(path)
 
     for part in row.parts:
@@ -236,9 +223,9 @@ def test_a_part_is_compared_with_the_whole_model_on_validation_and_kept(
 
     parts = [Part(name, (f"train.ema_decay={value}",)) for name, value in (("a b", 0), ("c", 0.5))]
     row = _parts("A", "x", "p1b", lambda data: Path("x"), None, *parts)
-    monkeypatch.setattr(quality.mtrec, "run", chain, raising=False)
-    monkeypatch.setattr(quality, "find_bundle", lambda folder: folder)
-    monkeypatch.setattr(quality, "compare_bundles", compare)
+    monkeypatch.setattr(_running.mtrec, "run", chain, raising=False)
+    monkeypatch.setattr(_running, "find_bundle", lambda folder: folder)
+    monkeypatch.setattr(_running, "compare_bundles", compare)
     for _ in range(2):
         assert measure([row], options(tmp_path, seeds=2)) == ["A"]
 
@@ -251,45 +238,7 @@ def test_a_part_is_compared_with_the_whole_model_on_validation_and_kept(
     assert line.format("a b") in table and line.format("c") in table
 
 
-def test_each_user_is_in_one_fold(tmp_path: Path) -> None:
-    lines = "".join(f"{n % 23},{n},train\n" for n in range(100))
-    (tmp_path / "interactions.csv").write_text("user_id,item_id,split\n" + lines)
-
-    folds = [quality.users_of_fold(tmp_path, 0, fold) for fold in range(10)]
-
-    assert sorted(user for fold in folds for user in fold) == sorted(str(n) for n in range(23))
-    assert sorted(len(fold) for fold in folds) == [2] * 7 + [3] * 3
-    assert folds != [quality.users_of_fold(tmp_path, 1, fold) for fold in range(10)]
-
-
 # ---- results ------------------------------------------------------------------------------------
-
-
-def test_a_result_that_is_given_is_read_and_a_new_one_added(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (row,) = chosen_rows("P8")
-    first = options(tmp_path / "first", results=tmp_path / "results")
-    home = quality.home_of(row, 0, first)
-    config = quality.configure(row, 0, first, home=home, root=home / "data")
-    path, result, is_done = quality._open_result(home / "result.json", "quality", config, first)
-    assert not is_done
-    result["report"] = {"model": {"plays": {"rmse": 0.5}}, "curves": [1, 2, 3]}
-    quality._write_result(path, result, first)
-
-    # What was measured before anybody asked for its results is added as well.
-    shared = tmp_path / "results" / "p8" / "seed-0" / "result.json"
-    added = shared.read_bytes()
-    shared.unlink()
-    quality.run_seed(row, 0, first)
-    assert shared.read_bytes() == added
-    # Elsewhere, without the data.
-    second = replace(first, out=tmp_path / "second")
-    assert quality.run_seed(row, 0, second)["report"] == {"model": {"plays": {"rmse": 0.5}}}
-    assert "P8, seed 0: done before" in capsys.readouterr().out
-    for other, seed in ((replace(second, overrides=("train.epochs=3",)), 0), (second, 1)):
-        with pytest.raises(quality.DataAbsentError):
-            quality.run_seed(row, seed, other)
 
 
 def test_the_readmes_table_is_made_of_the_results_in_the_repository(
@@ -298,7 +247,7 @@ def test_the_readmes_table_is_made_of_the_results_in_the_repository(
     def refuse(row: Row, seed: int, *_: object) -> Path:
         raise AssertionError(f"{row.name}, seed {seed}: jobs/results/quality is of other settings")
 
-    monkeypatch.setattr(quality, "_tables", refuse)
+    monkeypatch.setattr(_running, "_tables", refuse)
     results = JOBS / "results" / "quality"
     measured = [row for row in ROWS if (results / row.config).is_dir() and row.kind == "report"]
     assert measured
@@ -430,7 +379,7 @@ def test_cold_users_are_nowhere_in_their_folds_model_and_folds_are_resumed(
     assert "C2h, seed 0: fold-0 done before" in told
     assert told.count(": train ") == 1
     home = tmp_path / "out" / "c2h-hashing" / "seed-0"
-    left_out = quality.users_of_fold(home / "everybody" / "data", 0, 1)
+    left_out = _running.users_of_fold(home / "everybody" / "data", 0, 1)
     bundle = load_bundle(str(home / "fold-1" / "run" / "bundles"))
     stored = set(bundle.users.user_ids(np.arange(len(bundle.users))))
     assert len(left_out) == 4
