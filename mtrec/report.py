@@ -68,7 +68,8 @@ def build_report(
         config, histories, items, answered.get("validation", {}), "validation", links, samples=0
     )
     for split, figures in (("test", test), ("validation", validation)):
-        for task in config.tasks:
+        # A model that was fitted on a split is not asked about it, which has a note of its own.
+        for task in config.tasks if MODEL in answered.get(split, {}) else ():
             if not any(figures.get(task.name, {}).get(MODEL, {}).values()):
                 notes.append(f"{task.name}: no figures on {split}, there are no rows to judge by")
     notes += _masked(config, histories, items, answered)

@@ -137,6 +137,7 @@ def test_a_split_that_nobody_answered_for_is_left_out() -> None:
     report = _report(_histories(), splits=("test",))
     assert report["validation"]["model"] == {}
     assert report["model"]["click"]["hr@3"] == 1.0
+    assert not any("validation" in note for note in report["notes"])
 
 
 def test_the_short_table_shows_the_model_first_and_what_it_gained() -> None:
