@@ -29,6 +29,7 @@ class Bar:
         high: upper bound.
         series: colour class, `a` to `d`.
         note: stands right of it; default: the value.
+        name: what it is called where one points at it; default: the label.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Bar:
     high: float | None = None
     series: str = "b"
     note: str | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +326,7 @@ def _whisker(row: Bar, scale: _Scale, y: float) -> list[str]:
 
 
 def _told(row: Bar, form: Format) -> str:
-    told = f"{row.label}: {form(row.value)}"
+    told = f"{row.name or row.label}: {form(row.value)}"
     if row.low is None or row.high is None:
         return told
     return f"{told} [{form(row.low)}, {form(row.high)}]"

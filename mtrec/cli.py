@@ -34,6 +34,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(bundle_app, name="bundle")
 
 DEMO_CONFIG = "jobs/configs/movielens.yaml"
+_INTERRUPTED = 130
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file.")]
 SetOption = Annotated[
@@ -60,6 +61,8 @@ def run_shell(command: Callable[[], object], *, verbose: bool = False) -> int:
     """
     try:
         result = command()
+        if result == _INTERRUPTED:  # what Typer makes of a Ctrl-C
+            return _interrupted()
         return result if isinstance(result, int) else 0
     except MtrecError as error:
         if verbose:
@@ -77,8 +80,7 @@ def run_shell(command: Callable[[], object], *, verbose: bool = False) -> int:
             show()
         return ConfigError.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("mtrec: interrupted; what was finished is kept, run again to go on", file=sys.stderr)
-        return 130
+        return _interrupted()
     except Exception as error:
         if verbose:
             raise
@@ -86,6 +88,11 @@ def run_shell(command: Callable[[], object], *, verbose: bool = False) -> int:
         print(f"mtrec: unexpected {type(error).__name__}: {lines[0]:.300}", file=sys.stderr)
         print("run again with --verbose for the traceback", file=sys.stderr)
         return 1
+
+
+def _interrupted() -> int:
+    print("mtrec: interrupted; what was finished is kept, run again to go on", file=sys.stderr)
+    return _INTERRUPTED
 
 
 @app.callback(invoke_without_command=True)

@@ -252,7 +252,7 @@ class GlobalTimeSplit(Section):
     """First moment of test; with `validation_from`."""
     gap_s: float = Field(0.0, ge=0.0)
     """Events so many seconds before either moment are set aside, so that nothing known on the eve
-    is evaluated."""
+    is evaluated; `max_rejected_fraction` does not count them."""
 
     @model_validator(mode="after")
     def _check(self) -> "GlobalTimeSplit":
@@ -263,6 +263,11 @@ class GlobalTimeSplit(Section):
         if fixed is not None and not fixed[0] <= fixed[1]:
             raise ValueError(
                 f"validation_from {moments[0]} must not be after test_from {moments[1]}"
+            )
+        lasts = fixed[1] - fixed[0] if fixed is not None else 0.0
+        if 0.0 < lasts <= self.gap_s:
+            raise ValueError(
+                f"gap_s {self.gap_s:g} leaves nothing of validation, which lasts {lasts:g} s"
             )
         if self.validation + self.test >= 1.0:
             raise ValueError("validation + test must leave a share for training (below 1)")

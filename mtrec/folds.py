@@ -44,11 +44,10 @@ def join_reports(reports: Sequence[Json]) -> Tree:
         }
         for name, tasks in figures.items()
     }
-    facts = dict(reports[0]["protocol"])
+    facts = _facts([report["protocol"] for report in reports])
     count = len(reports)
     facts |= {
         "folds": count,
-        "events": _mean_events([report["protocol"]["events"] for report in reports]),
         "intervals": f"mean minus and plus the standard deviation over {count} folds; of "
         "differences the corrected resampled t-test's 95 % interval (Nadeau and Bengio 2003)",
     }
@@ -73,7 +72,7 @@ def join_reports(reports: Sequence[Json]) -> Tree:
             for n, report in enumerate(reports)
             for name, chosen in report.get("tuned", {}).items()
         },
-        "notes": sorted({note for report in reports for note in report.get("notes", [])}),
+        "notes": _notes([report.get("notes", []) for report in reports]),
     }
 
 
@@ -126,5 +125,29 @@ def _pick(tasks: Mapping[str, Mapping[str, Any]], choose: Any) -> Tree:
     return {task: {m: choose(entry) for m, entry in found.items()} for task, found in tasks.items()}
 
 
-def _mean_events(events: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    return {name: round(sum(e[name] for e in events) / len(events)) for name in events[0]}
+def _facts(protocols: Sequence[Json]) -> Tree:
+    """Give what is said of the first fold, with counts, also of a level below, as means."""
+    found: Tree = {}
+    for name, value in protocols[0].items():
+        values: list[Any] = [protocol.get(name) for protocol in protocols]
+        if isinstance(value, int) and not isinstance(value, bool):
+            found[name] = round(sum(values) / len(values))
+        elif isinstance(value, dict) and all(isinstance(v, dict) for v in values):
+            found[name] = _facts(values)
+        else:
+            found[name] = value
+    return found
+
+
+def _notes(notes: Sequence[Sequence[str]]) -> list[str]:
+    """Give each fold's notes once; those that are not of all folds name theirs, from 1."""
+    found: dict[str, list[int]] = {}
+    for number, of_fold in enumerate(notes, 1):
+        for note in dict.fromkeys(of_fold):
+            found.setdefault(note, []).append(number)
+    told = []
+    for note, folds in sorted(found.items()):
+        word = "fold" if len(folds) == 1 else "folds"
+        where = "" if len(folds) == len(notes) else f"{word} {', '.join(map(str, folds))}: "
+        told.append(where + note)
+    return told

@@ -71,7 +71,7 @@ def build_report(
         # A model that was fitted on a split is not asked about it, which has a note of its own.
         for task in config.tasks if MODEL in answered.get(split, {}) else ():
             if not any(figures.get(task.name, {}).get(MODEL, {}).values()):
-                notes.append(f"{task.name}: no figures on {split}, there are no rows to judge by")
+                notes.append(f"{task.name}: no figures on {split}, no event there can be judged")
     notes += _masked(config, histories, items, answered)
     model = {name: comparison.values_json(f[MODEL]) for name, f in test.items() if MODEL in f}
     names = [name for name in answered.get("test", {}) if name != MODEL]
@@ -127,7 +127,9 @@ def summary_table(report: Mapping[str, Any]) -> str:
         against = _against_best(report, task, names[0])
         tables.append("\n".join([*lines, *([against] if against else [])]))
     tables += [_removal_lines(report["explanations"])] if "explanations" in report else []
-    tables += [_dial_lines(report["dial"])] if "dial" in report else []
+    dial = report.get("dial", {"points": []})
+    if any(f"diversity@{dial['k']}" in point for point in dial["points"]):
+        tables.append(_dial_lines(dial))
     notes = [f"note: {note}" for note in report.get("notes", [])]
     return "\n\n".join([*tables, *(["\n".join(notes)] if notes else [])])
 
@@ -149,10 +151,16 @@ def describe_removal(found: Mapping[str, Any]) -> str:
     """
     missing = found["without_reason"]
     told = f", {missing} of whom have no reason and count no further" if missing else ""
-    return f"the best item of {found['users']} users{told}"
+    return f"the best item of {_users(found['users'])}{told}"
+
+
+def _users(count: int) -> str:
+    return f"{count} user{'s' * (count != 1)}"
 
 
 def _removal_lines(found: Mapping[str, Any]) -> str:
+    if found["without_reason"] == found["users"]:
+        return f"removal test: of {_users(found['users'])} nobody has a reason to take away"
     lines = [f"removal test: {describe_removal(found)}; asked again, it stands"]
     for name, words in REMOVAL.items():
         if "share" in found[name]:
@@ -248,7 +256,7 @@ def measure(
 def _masked(
     config: Config, histories: Histories, items: ItemFacts, answered: Answered
 ) -> Iterator[str]:
-    """Say how many held-out events no list is judged by, for their items were known before."""
+    """Say how many held-out events no list is judged by, and how many every list must miss."""
     retrieval = next(task.name for task in config.tasks if task.kind == "retrieval")
     for split in answered:
         held_out = int((histories.split == SPLITS.index(split)).sum())
@@ -257,8 +265,14 @@ def _masked(
         if left_out:
             yield (
                 f"{retrieval}: {left_out} of {held_out} {split} events are of items that their "
-                f"user had met before{_WARM[config.evaluate.candidates]} or that are unknown; "
+                f"user had met before{_WARM[config.evaluate.candidates]}, or repeat another; "
                 "lists leave those out, and so do figures"
+            )
+        unknown = int((histories.item_index[histories.split == SPLITS.index(split)] < 2).sum())
+        if unknown:
+            yield (
+                f"{retrieval}: {unknown} of {held_out} {split} events are of items that neither "
+                "training nor an items table has; no list can hold them, and each is a miss"
             )
 
 

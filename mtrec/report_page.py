@@ -260,8 +260,11 @@ class _Page:
                         if metric is not None:
                             count = entry.get("users", entry.get("rows"))
                             label = f"{group} (n={count:,})" if position == 0 else ""
-                            rows.append(Bar(label, figures[metric], series="acb"[position]))
+                            name = f"{method_name(method)}, {group}"
+                            series = "acb"[position]
+                            rows.append(Bar(label, figures[metric], series=series, name=name))
                 if rows:
+                    about = f"{task}, {titles.get(kind, kind)}"
                     metric = next(
                         m for e in groups.values() for f in e["figures"].values() for m in f
                     )
@@ -269,8 +272,8 @@ class _Page:
                     parts.append(
                         card(
                             metric_name(metric),
-                            f"{task}, {titles.get(kind, kind)}",
-                            bars(rows, title=f"{metric} {kind}", form=four_digits)
+                            about,
+                            bars(rows, title=f"{metric_name(metric)} of {about}", form=four_digits)
                             + legend_of(legend),
                         )
                     )
@@ -278,7 +281,7 @@ class _Page:
             return ""
         return (
             "<h2>For whom, and for what</h2><p>The same figures where much or little is known. "
-            "Small groups (n) say little.</p>"
+            "Small groups (n: users of lists, rows of predictions) say little.</p>"
             f'<section class="grid">{"".join(parts)}</section>'
         )
 

@@ -51,6 +51,20 @@ def test_each_kind_of_error_has_its_exit_code(error: BaseException, code: int) -
     assert run_shell(fail) == code
 
 
+def test_an_interrupted_command_says_that_it_can_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mtrec.cli.load_config", interrupt)
+    command = ["config", "check", "-c", "x.yaml"]
+    assert run_shell(lambda: app(command, standalone_mode=False)) == 130
+    assert capsys.readouterr().err == (
+        "mtrec: interrupted; what was finished is kept, run again to go on\n"
+    )
+
+
 def test_help_lists_every_command_of_the_surface() -> None:
     found = {command.name or command.callback.__name__ for command in app.registered_commands}
     found |= {group.name for group in app.registered_groups}

@@ -17,6 +17,10 @@ from mtrec.errors import ConfigError
             {"method": "global_time", "validation_from": "soon", "test_from": 5},
             '"soon" is no time',
         ),
+        (
+            {"method": "global_time", "validation_from": 10, "test_from": 30, "gap_s": 20},
+            "gap_s 20 leaves nothing of validation, which lasts 20 s",
+        ),
         ({"method": "global_time", "validation": 0.6, "test": 0.4}, "leave a share for training"),
         ({"method": "k_fold", "folds": 5, "fold": 5}, "fold 5 is not one of 0 to 4"),
     ],

@@ -64,6 +64,20 @@ def test_differences_are_paired_and_their_interval_is_corrected() -> None:
     assert entry["relative"] == pytest.approx(2 / 3)
 
 
+def test_counts_are_means_and_notes_name_their_folds() -> None:
+    reports = [report(0.2, 0.1), report(0.4, 0.2), report(0.3, 0.3)]
+    for number, tree in enumerate(reports):
+        tree["protocol"] |= {"items": 9 + number, "events": {"train": 10 + 2 * number}}
+    reports[0]["notes"] = ["aloud", "first"]
+    reports[1]["notes"] = ["aloud", "later"]
+    reports[2]["notes"] = ["later", "aloud"]
+    joined: Any = join_reports(reports)
+
+    assert (joined["protocol"]["items"], joined["protocol"]["events"]) == (10, {"train": 12})
+    assert joined["protocol"]["split"] == "k_fold"
+    assert joined["notes"] == ["aloud", "fold 1: first", "folds 2, 3: later"]
+
+
 def test_a_figure_that_a_fold_lacks_is_left_out() -> None:
     joined: Any = join_reports([report(0.2, 0.1), report(0.4, 0.2, rmse=None)])
 

@@ -117,6 +117,19 @@ def test_of_cold_candidates_only_they_count_and_the_protocol_says_so() -> None:
     )
 
 
+def test_items_met_before_are_left_out_and_unknown_ones_are_misses() -> None:
+    histories = _histories()
+    histories.item_index[7] = 2  # the second user's test item, which he has met
+    histories.item_index[[11, 15]] = 1  # the third's and fourth's are unknown
+    report = _report(histories)
+
+    assert report["protocol"]["test_users"] == 5
+    assert report["model"]["click"]["hr@3"] == pytest.approx(3 / 5)
+    notes = [note for note in report["notes"] if "of 6 test events" in note]
+    assert notes[0].startswith("click: 1 of 6 test events are of items that their user had met")
+    assert notes[1].startswith("click: 2 of 6 test events are of items that neither training nor")
+
+
 def test_auc_of_one_class_is_absent() -> None:
     # Every test label is 4 stars, a like.
     like = _report(_histories())["model"]["like"]
@@ -130,7 +143,7 @@ def test_without_test_events_there_are_notes_and_no_figures() -> None:
     assert report["model"] == {}
     assert any("click: no figures on test" in note for note in report["notes"])
     assert report["validation"]["model"]["stars"]["rmse"] == pytest.approx(0.5)
-    assert summary_table(report).endswith("there are no rows to judge by")
+    assert summary_table(report).endswith("like: no figures on test, no event there can be judged")
 
 
 def test_a_split_that_nobody_answered_for_is_left_out() -> None:
@@ -180,6 +193,19 @@ def samples() -> dict[str, Any]:
             ],
         },
     }
+
+
+def test_the_short_table_leaves_out_what_says_nothing() -> None:
+    report = {**_report(_histories()), **samples()}
+    report["explanations"] |= {"users": 1, "without_reason": 1}
+    for name in ("holds", "every", "falls", "control"):
+        report["explanations"][name] = {"count": 0, "of": 0}
+    for point in report["dial"]["points"]:
+        del point["diversity@3"]
+    lines = summary_table(report).splitlines()
+
+    assert "removal test: of 1 user nobody has a reason to take away" in lines
+    assert not any("asked again" in line or "dial" in line for line in lines)
 
 
 def test_the_short_table_tells_of_explanations_and_of_the_dial() -> None:

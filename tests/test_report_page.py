@@ -50,6 +50,13 @@ def test_page_shows_figures_curves_calibration_and_protocol() -> None:
     assert "-50 %" in text
 
 
+def test_each_bar_of_a_slice_says_whose_it_is() -> None:
+    page = render_html(_full())
+    assert "<title>popularity, 1-4: 0.0000</title>" in page
+    assert "<title>: " not in page
+    assert "events in the user&#x27;s history" in page
+
+
 def test_page_shows_the_removal_test_and_the_dial_with_its_numbers() -> None:
     page = render_html({**_full(), **samples()})
     checker = parse_page(page)

@@ -146,7 +146,9 @@ def mark(table: pa.Table, config: Table, known: Mapping[str, pa.Array] | None = 
         problems += [(mask, f"{name} {text}") for mask, text in found]
     for name, ids in (known or {}).items():
         unknown = ~_true(pc.is_in(columns[name], ids))
-        problems.append((unknown, f"{name} is not in the {_OWNER[name]} table"))
+        problems.append(
+            (unknown, f"{name} is not in the {_OWNER[name]} table, or was set aside there")
+        )
     reason = np.full(rows, None, dtype=object)
     for mask, text in reversed(problems):
         reason[mask] = text

@@ -152,6 +152,9 @@ def _worth_saying(
                 + (f"; {more} more reasons" if more else "")
                 + f"; each is in {storage.join(path, 'rejected')}"
             )
+    for name, does in (("validation", "nothing picks the epoch"), ("test", "nothing is judged")):
+        if not report["split"][name]:
+            yield f"interactions: no event is for {name}, so {does}; data.split decides it"
     if config.data.interactions.timestamp is None:
         used = set(contract.source_columns(config.data.interactions).values())
         columns = {column for piece in plans["interactions"] for column in piece.header}

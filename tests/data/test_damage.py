@@ -134,7 +134,11 @@ CSV = [
     csv_kind(
         "rows between two stray quotes",
         'u1,"i1,3,1000000000,n\nu2,i1,4,1000000000,n\nu3,i1",3,1000000000,n',
-        *(OPEN, kept("u2", rating=4.0), "item_id is not in the items table"),
+        *(
+            OPEN,
+            kept("u2", rating=4.0),
+            "item_id is not in the items table, or was set aside there",
+        ),
     ),
     csv_kind(
         "rows between an open quote and a stray one",
@@ -164,7 +168,11 @@ CSV = [
     csv_kind("id empty in quotes", 'u1,"",3,1000000000,n', "item_id is empty"),
     csv_kind("id blank", "  \t,i1,3,1000000000,n", "user_id is blank"),
     csv_kind("id of one hard space", "u1,\u00a0,3,1000000000,n", "item_id is blank"),
-    csv_kind("id unknown", "u1,i404,3,1000000000,n", "item_id is not in the items table"),
+    csv_kind(
+        "id unknown",
+        "u1,i404,3,1000000000,n",
+        "item_id is not in the items table, or was set aside there",
+    ),
     csv_kind(
         "id of a megabyte", MEGABYTE + ",i1,3,1000000000,n", "user_id is longer than 1024 bytes"
     ),
@@ -267,7 +275,9 @@ JSONL = [
     jsonl("id as float", FRACTION, user_id=1.0),
     jsonl("id Boolean", FRACTION, user_id=True),
     jsonl("id object", "user_id is a JSON object", user_id={"id": 1}),
-    jsonl("id unknown", "item_id is not in the items table", item_id="i404"),
+    jsonl(
+        "id unknown", "item_id is not in the items table, or was set aside there", item_id="i404"
+    ),
     jsonl("id integer beyond 2^53", kept(str(2**53 + 1)), user_id=2**53 + 1),
     jsonl("id integer beyond 2^64", kept(str(2**70)), user_id=2**70),
     jsonl("id with a line end", kept("a\nb"), user_id="a\nb"),
@@ -457,7 +467,7 @@ PARQUET = [
         "unknown",
         "item_id",
         pa.array(["i1", "i404"]),
-        ["i1", Reason("item_id is not in the items table")],
+        ["i1", Reason("item_id is not in the items table, or was set aside there")],
     ),
     Column("unknown integers", "item_id", pa.array([2**63 - 1]), [str(2**63 - 1)]),
     Column("seconds", "time", pa.array([10**9], pa.timestamp("s")), [T]),

@@ -125,9 +125,9 @@ def test_every_kind_of_bad_row_is_set_aside_with_source_text_and_reason(tree, tm
     assert found == {
         ("u00000,i00001,six,1", "rating is not a number"),
         ("u00000", "wrong number of fields, expected 4"),
-        ("u00000,nothing,3,1", "item_id is not in the items table"),
+        ("u00000,nothing,3,1", "item_id is not in the items table, or was set aside there"),
         (",i00001,3,1", "user_id is empty"),
-        ("nobody,i00001,3,1", "user_id is not in the users table"),
+        ("nobody,i00001,3,1", "user_id is not in the users table, or was set aside there"),
         ("u\\xff,i00001,3,1", "row does not decode as utf-8"),
         ("u00000,i00001,9,1", "rating is above 5"),
     }
@@ -223,7 +223,7 @@ def test_too_many_bad_rows_stop_the_run_with_a_table_of_reasons(tree, tmp_path):
         run(tree, tmp_path / "out")
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("interactions: 89 of 161 rows are set aside (55.3%)")
-    assert "80  item_id is not in the items table; for example" in lines[1]
+    assert "80  item_id is not in the items table, or was set aside there; for example" in lines[1]
     assert "u00000,nothing,3,1" in lines[1] and "9  rating is not a number" in lines[2]
     assert "max_rejected_fraction" in lines[-1]
     assert not (tmp_path / "out").exists()
