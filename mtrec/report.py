@@ -68,10 +68,14 @@ def build_report(
         config, histories, items, answered.get("validation", {}), "validation", links, samples=0
     )
     for split, figures in (("test", test), ("validation", validation)):
+        bare = [
+            task.name
+            for task in config.tasks
+            if not any(figures.get(task.name, {}).get(MODEL, {}).values())
+        ]
         # A model that was fitted on a split is not asked about it, which has a note of its own.
-        for task in config.tasks if MODEL in answered.get(split, {}) else ():
-            if not any(figures.get(task.name, {}).get(MODEL, {}).values()):
-                notes.append(f"{task.name}: no figures on {split}, no event there can be judged")
+        if bare and MODEL in answered.get(split, {}):
+            notes.append(f"{', '.join(bare)}: no figures on {split}, no event there can be judged")
     notes += _masked(config, histories, items, answered)
     model = {name: comparison.values_json(f[MODEL]) for name, f in test.items() if MODEL in f}
     names = [name for name in answered.get("test", {}) if name != MODEL]

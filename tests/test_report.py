@@ -141,9 +141,10 @@ def test_auc_of_one_class_is_absent() -> None:
 def test_without_test_events_there_are_notes_and_no_figures() -> None:
     report = _report(_histories(test=False))
     assert report["model"] == {}
-    assert any("click: no figures on test" in note for note in report["notes"])
     assert report["validation"]["model"]["stars"]["rmse"] == pytest.approx(0.5)
-    assert summary_table(report).endswith("like: no figures on test, no event there can be judged")
+    assert summary_table(report).endswith(
+        "note: click, stars, like: no figures on test, no event there can be judged"
+    )
 
 
 def test_a_split_that_nobody_answered_for_is_left_out() -> None:
