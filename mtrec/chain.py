@@ -86,6 +86,8 @@ def _run_folds(config: Config, address: str | None, stages: Sequence[str], folds
             "cross-validation leaves no model to score with: data.split.method is k_fold\n"
             "choose another split to ship a model, or one fold (data.split.fold)"
         )
+    if "score" in stages:
+        event(logger, "score.left_out", why="cross-validation leaves no model to score with")
     whole = Chain(config, address)
     whole.write_config()
     storage.remove_abandoned(whole.paths.workdir)
