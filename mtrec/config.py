@@ -272,6 +272,19 @@ class IalsTerm(Section):
     their texts, besides telling nothing of them."""
 
 
+class RecencyTerm(Section):
+    half_lives: list[Annotated[float, Field(gt=0.0)]] = Field(
+        [0.02, 0.05, 0.1, 0.2, 0.4], min_length=1
+    )
+    """Half-lives of an event's weight that are tried on validation: shares of the training events'
+    span of time."""
+    scales: list[Annotated[float, Field(gt=0.0)]] = Field(
+        [0.5, 1.0, 2.0, 4.0, 8.0, 16.0], min_length=1
+    )
+    """Factors from log(1 + count) to logits that are tried on validation, besides leaving it out.
+    """
+
+
 class FactorsTerm(Section):
     column: str
     """Number column of the interactions that users and items are factorised by, such as rating."""
@@ -305,6 +318,9 @@ class ModelConfig(Section):
     """Add an item-item term (EASE) to the retrieval logits: for data whose order means nothing."""
     ials: IalsTerm | None = None
     """Add factors of implicit feedback (iALS) to the retrieval logits, beside `item_item`."""
+    recency: RecencyTerm | None = None
+    """Add recent popularity to the retrieval logits: where what is asked for changes with time and
+    many users are new, as with a split by global time."""
     factors: FactorsTerm | None = None
     """Add Bayesian matrix factorisation to the ranking tasks: where users say a number of items."""
     w_content: float = Field(0.2, ge=0.0)

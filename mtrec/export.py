@@ -19,14 +19,20 @@ from mtrec.classics import fit_ials
 from mtrec.config import Config
 from mtrec.data.dataset import read_table
 from mtrec.data.features import FeatureTransform
-from mtrec.data.histories import SPLITS
+from mtrec.data.histories import SPLITS, Histories
 from mtrec.factors import Factors, FactorTerm, fit_factors
 from mtrec.ials import ImplicitFactors
 from mtrec.itemitem import ItemItem, fit_ease
 from mtrec.model.batches import TrainingData
 from mtrec.model.loading import load_training_data, open_store, text_rows
 from mtrec.model.network import MultiTaskModel, build_model
-from mtrec.model.terms import choose_ials, choose_item_item, join_factors
+from mtrec.model.terms import (
+    RecentPopularity,
+    choose_ials,
+    choose_item_item,
+    choose_recency,
+    join_factors,
+)
 from mtrec.model.towers import ItemVectors
 from mtrec.model.validation import social_vectors
 from mtrec.runlog import event
@@ -34,6 +40,8 @@ from mtrec.userstore import SocialRows
 
 # To the user this is the end of training.
 logger = logging.getLogger("mtrec.train")
+# The weight that is each item's bias in the logits of lists.
+_BIAS = "items.bias.weight"
 # Seconds between two lines about a factorisation that takes long.
 _SAY_S = 10.0
 
@@ -65,6 +73,8 @@ def export_bundle(
     data, _ = load_training_data(
         config, dataset=dataset, embeddings=embeddings, fitted_on=fitted_on
     )
+    if config.model.recency is not None:
+        state = _with_recency(config, state, data, dataset=dataset, embeddings=embeddings)
     model = build_model(config.model, config.tasks, data.sizes)
     model.load_state_dict(state["export"])
     model.eval()
@@ -140,6 +150,36 @@ def _social_rows(
     assert everything.social is not None, "the same configuration"
     found = social_vectors(model, config, everything, vectors)
     return SocialRows(everything.social.graph.links, found)
+
+
+def _with_recency(
+    config: Config,
+    state: dict[str, Any],
+    data: TrainingData,
+    *,
+    dataset: str,
+    embeddings: str,
+) -> dict[str, Any]:
+    """Add recent popularity to the items' biases, of the weights that ship and of those judged.
+
+    Validation chooses how much; what ships counts the events that the model was fitted on.
+    """
+    known, held_out = load_training_data(config, dataset=dataset, embeddings=embeddings)
+    judged = state.get("validated", state["export"])
+    model = build_model(config.model, config.tasks, known.sizes)
+    model.load_state_dict(judged)
+    chosen = choose_recency(model, config, known, held_out)
+    event(logger, "train.recency", **chosen)
+
+    def added(weights: Mapping[str, torch.Tensor], events: Histories) -> dict[str, torch.Tensor]:
+        popular = RecentPopularity(events, known.sizes.num_items, chosen["half_life"])
+        more = torch.from_numpy(chosen["scale"] * popular.values)[:, None]
+        return {**weights, _BIAS: weights[_BIAS] + more.to(weights[_BIAS])}
+
+    shipped = {**state, "export": added(state["export"], data.train)}
+    if "validated" in state:
+        shipped["validated"] = added(state["validated"], known.train)
+    return shipped
 
 
 def _retrieval_terms(

@@ -79,6 +79,27 @@ def test_what_is_fitted_beside_a_refitted_network_has_seen_validation_too(
     assert difference(["train"]) > 0.01
 
 
+def test_recent_popularity_is_in_the_biases_and_knows_validation_after_a_refit(
+    exporter: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {"half_life": 0.2, "scale": 3.0, "ndcg": 0.5, "ndcg_without": 0.4}
+    monkeypatch.setattr(export, "choose_recency", lambda *_: chosen)
+
+    for fitted_on in (["train"], ["train", "validation"]):
+        train = exporter.data(fitted_on).train
+        counts = np.zeros(exporter.data(fitted_on).sizes.num_items)
+        span = train.timestamp.max() - train.timestamp.min()
+        for item, time in zip(train.item_index, train.timestamp, strict=True):
+            counts[item] += 0.5 ** ((train.timestamp.max() - time) / span / 0.2)
+        plain, popular = exporter(fitted_on), exporter(fitted_on, recency={})
+        added = popular.vectors.bias - plain.vectors.bias
+        met = counts > 0
+        assert added[met] == pytest.approx(3.0 * np.log(1 + counts[met]), rel=1e-4)
+        assert not added[~met].any()
+        for name in ("content", "collaborative"):
+            assert np.array_equal(getattr(popular.vectors, name), getattr(plain.vectors, name))
+
+
 def test_a_catalogue_that_is_too_large_has_no_item_item_term_and_says_so(
     exporter: Exporter, caplog: pytest.LogCaptureFixture
 ) -> None:

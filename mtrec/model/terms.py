@@ -1,6 +1,7 @@
 """What is added to the network's answers, and how much of it: validation chooses, after the fit.
 
-An item-item term and iALS join the logits of lists, a factorisation the predictions of labels.
+Recent popularity, an item-item term and iALS join the logits of lists, a factorisation the
+predictions of labels.
 The figures are those of `validation.py`.
 """
 
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtrec import metrics
-from mtrec.classics import fit_ials
+from mtrec.classics import decayed_counts, fit_ials
 from mtrec.config import Config, RegressionTask, label_tasks
 from mtrec.data.histories import Histories
 from mtrec.factors import Factors, FactorTerm, fit_join
@@ -26,7 +27,54 @@ from mtrec.model.validation import BLOCK, listed_hits, open_logits, validate_blo
 # What an item-item term is multiplied by once iALS is beside it.
 _BESIDE = (0.25, 0.5, 0.75, 1.5)
 
-Term = ItemItem | ImplicitFactors
+
+class RecentPopularity:
+    """log(1 + c), c an item's events with weight 2^(-age / half-life); the same for all users.
+
+    Attributes:
+        values: (N,) float32.
+    """
+
+    def __init__(self, histories: Histories, num_items: int, half_life: float) -> None:
+        counts = decayed_counts(histories, num_items, half_life)
+        self.values: NDArray[np.float32] = np.log1p(counts).astype(np.float32)
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        """Give what it adds to the logits of B users: (B, N)."""
+        return np.tile(self.values, (len(histories), 1))
+
+
+Term = ItemItem | ImplicitFactors | RecentPopularity
+
+
+def choose_recency(
+    model: MultiTaskModel, config: Config, data: TrainingData, held_out: Histories
+) -> dict[str, float]:
+    """Choose by NDCG on validation what recent popularity adds to the model's logits.
+
+    Args:
+        model: with the weights that ship.
+        config: `model.recency` holds what is tried.
+        data: gives the histories (training events) and the inputs.
+        held_out: the same users with the events to predict.
+
+    Returns:
+        `half_life`, `scale` (0: leaving it out is best), `ndcg` with it and `ndcg_without`.
+    """
+    term = config.model.recency
+    assert term is not None, "a configuration with recent popularity"
+    size = data.sizes.num_items
+    fitted = {share: RecentPopularity(data.train, size, share) for share in term.half_lives}
+    options = [
+        (term.half_lives[0], 0.0),
+        *((share, scale) for share in term.half_lives for scale in term.scales),
+    ]
+    means = _ndcg_with(
+        model, config, data, held_out, fitted, [{share: scale} for share, scale in options]
+    )
+    best = max(range(len(options)), key=means.__getitem__)
+    share, scale = options[best]
+    return {"half_life": share, "scale": scale, "ndcg": means[best], "ndcg_without": means[0]}
 
 
 def choose_item_item(

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from mtrec.classics import fit_ials
-from mtrec.config import FactorsTerm, IalsSettings, IalsTerm, ItemItemTerm
+from mtrec.config import FactorsTerm, IalsSettings, IalsTerm, ItemItemTerm, RecencyTerm
 from mtrec.data.histories import history_batch, last_windows
 from mtrec.factors import fit_factors, fit_join
 from mtrec.itemitem import fit_ease
 from mtrec.model.fit import start_state
 from mtrec.model.network import Context
-from mtrec.model.terms import choose_ials, choose_item_item, join_factors
+from mtrec.model.terms import choose_ials, choose_item_item, choose_recency, join_factors
 
 
 def _ndcg_beside(model, data, held_out) -> Callable[[np.ndarray], float]:
@@ -33,6 +33,38 @@ def _ndcg_beside(model, data, held_out) -> Callable[[np.ndarray], float]:
         return float(np.mean(np.where(place <= 10, 1 / np.log2(place + 1), 0)))
 
     return ndcg
+
+
+def _decayed(data, half_life: float) -> np.ndarray:
+    """Give log(1 + events), each counted 2^(-age / half-life), ages as shares of the span; a loop."""
+    time, counts = data.train.timestamp, np.zeros(data.sizes.num_items)
+    for at, item in enumerate(data.train.item_index):
+        age = (time.max() - time[at]) / (time.max() - time.min())
+        counts[item] += 0.5 ** (age / half_life)
+    return np.log(1 + counts)
+
+
+def test_recent_popularity_is_the_best_of_those_tried(any_config, fitted) -> None:
+    model, data, held_out = fitted
+    term = RecencyTerm(half_lives=[0.1, 0.5], scales=[0.3, 3.0])
+    config = any_config.model_copy(
+        update={"model": any_config.model.model_copy(update={"recency": term})}
+    )
+    # What comes last is what all users want next.
+    late = np.where(data.train.item_index < 8, 1e6, 0.0) + data.train.timestamp
+    data = replace(data, train=replace(data.train, timestamp=late))
+    held_out = replace(held_out, item_index=np.full_like(held_out.item_index, 5))
+    chosen = choose_recency(model, config, data, held_out)
+    ndcg = _ndcg_beside(model, data, held_out)
+    values = {
+        (share, scale): ndcg(scale * _decayed(data, share))
+        for share in term.half_lives
+        for scale in (0.0, *term.scales)
+    }
+    assert chosen["ndcg"] == pytest.approx(max(values.values()), rel=1e-6)
+    assert chosen["ndcg_without"] == pytest.approx(values[0.1, 0.0], rel=1e-6)
+    assert values[chosen["half_life"], chosen["scale"]] == pytest.approx(chosen["ndcg"], rel=1e-6)
+    assert chosen["scale"] > 0.0
 
 
 def test_the_item_item_term_is_the_best_of_those_tried(any_config, fitted) -> None:
