@@ -36,7 +36,7 @@ def _ndcg_beside(model, data, held_out) -> Callable[[np.ndarray], float]:
 
 
 def _decayed(data, half_life: float) -> np.ndarray:
-    """Give log(1 + events), each counted 2^(-age / half-life), ages as shares of the span; a loop."""
+    """Give log(1 + events), each worth 2^(-age / half-life), ages as shares of the span."""
     time, counts = data.train.timestamp, np.zeros(data.sizes.num_items)
     for at, item in enumerate(data.train.item_index):
         age = (time.max() - time[at]) / (time.max() - time.min())
