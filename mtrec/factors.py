@@ -146,8 +146,8 @@ class FactorTerm:
         return self.factors.predict(users, rows, item_index)
 
     def join(
-        self, task: LabelTask, network: NDArray[np.float32], said: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+        self, task: LabelTask, network: NDArray[np.floating], said: NDArray[np.float32]
+    ) -> Float:
         """Join (P,) predictions of the network with (P,) of the draws: (P,).
 
         A weighted sum, of values for a regression, of logits and values for a binary task. Tasks
@@ -155,11 +155,11 @@ class FactorTerm:
         """
         weights = self.weights.get(task.name)
         if weights is None:
-            return network
+            return network.astype(np.float64)
         total = _columns(task, network, said, self.factors.scale) @ weights
         if isinstance(task, RegressionTask):
-            return np.clip(total, task.min, task.max).astype(np.float32)
-        return np.asarray(special.expit(total), np.float32)
+            return np.clip(total, task.min, task.max)
+        return np.asarray(special.expit(total), np.float64)
 
 
 def fit_join(

@@ -294,9 +294,10 @@ class Ranker:
             item_index: (P,) positions of items; 1 is an item outside the catalogue.
             context: P rows; by default nothing is known.
         """
-        predictions = {task.name: np.empty(len(rows), np.float32) for task in self.ranking_tasks}
         if not self.ranking_tasks:
-            return predictions
+            return {}
+        # A float32 probability near 1 has lost the logit that a factorisation joins.
+        predictions = {task.name: np.empty(len(rows)) for task in self.ranking_tasks}
         with torch.inference_mode():
             for at in range(0, len(rows), _PAIRS_PER_BLOCK):
                 part = slice(at, min(at + _PAIRS_PER_BLOCK, len(rows)))
@@ -306,14 +307,15 @@ class Ranker:
                 )
                 inputs = self._context_inputs(context or PairContext(), part)
                 logits = self._model.rank(crowd.states.at(user), item, self._vectors, inputs)
-                for name, values in self._model.predict(logits).items():
+                exact = {name: values.double() for name, values in logits.items()}
+                for name, values in self._model.predict(exact).items():
                     predictions[name][part] = values.cpu().numpy()
         term = self.bundle.factors
         if term is not None and crowd.events is not None:
             said = term.said(crowd.events, rows, item_index)
             for task in self.ranking_tasks:
                 predictions[task.name] = term.join(task, predictions[task.name], said)
-        return predictions
+        return {name: values.astype(np.float32) for name, values in predictions.items()}
 
     def content_share(
         self,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from small_histories import with_held_out
 
 from mtrec.answers import RankUsers, answer, as_evaluated
@@ -66,4 +67,9 @@ def test_parts_are_answered_batch_by_batch_as_a_whole(small: "Small", tmp_path: 
 
     found = pa.concat_tables(list(actor(pa.table({"part": paths}))))
 
-    assert found.sort_by("user_id").equals(actor.answer(histories.to_table()).sort_by("user_id"))
+    found, whole = (t.sort_by("user_id") for t in (found, actor.answer(histories.to_table())))
+    for name in whole.column_names:
+        of_parts, at_once = (table.column(name).to_pylist() for table in (found, whole))
+        if "_task_" in name:  # float32 sums of other batches may differ in their last digit
+            at_once = [pytest.approx(row, rel=1e-6) for row in at_once]
+        assert of_parts == at_once, name
