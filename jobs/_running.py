@@ -332,10 +332,13 @@ def configure(row: Row, seed: int, options: Options, *, home: Path, root: Path) 
 
 
 def _without_places(config: Config) -> Json:
-    """Give what of a configuration decides a result: not where things lie, not how it is served."""
-    tree: Json = config.model_dump(mode="json", exclude={"serve", "ray"})
+    """Give what of a configuration decides a result: not where things lie, not how it is served.
+
+    What is absent is left out: a term that a later version can add changes no result of before.
+    """
+    tree: Json = config.model_dump(mode="json", exclude={"serve", "ray"}, exclude_none=True)
     for section, name in (("run", "workdir"), ("data", "root"), ("text", "store")):
-        tree[section].pop(name)
+        tree[section].pop(name, None)
     return tree
 
 

@@ -367,7 +367,7 @@ class Chain:
 
     def _section(self, name: str) -> dict[str, Any]:
         """Give a section of the configuration without what only changes speed."""
-        tree: dict[str, Any] = getattr(self.config, name).model_dump(mode="json")
+        tree: dict[str, Any] = _dump(getattr(self.config, name))
         return {key: value for key, value in tree.items() if key not in _SPEED.get(name, set())}
 
 
@@ -393,4 +393,5 @@ def _explain(error: Exception, stage: str, workdir: str) -> BaseException:
 
 
 def _dump(section: Any) -> Any:
-    return section.model_dump(mode="json") if section is not None else None
+    """Give what is set: a key that a later version can add, absent, changes no key of before."""
+    return section.model_dump(mode="json", exclude_none=True) if section is not None else None

@@ -13,6 +13,9 @@ import _running
 from _rows import chosen_rows
 from _running import Options
 
+from mtrec.config import RecencyTerm
+from mtrec.configfile import load_config
+
 
 def options(out: Path, **changes: Any) -> Options:
     return Options(
@@ -70,3 +73,16 @@ def test_a_result_that_is_given_is_read_and_a_new_one_added(
     for other, seed in ((replace(second, overrides=("train.epochs=3",)), 0), (second, 1)):
         with pytest.raises(_running.DataAbsentError):
             _running.run_seed(row, seed, other)
+
+
+def test_a_key_that_is_absent_is_in_no_results_key() -> None:
+    config = load_config(_running.CONFIGS / "p5.yaml")
+    assert config.model.recency is None
+
+    def absent(tree: Any) -> list[str]:
+        return [k for k, v in tree.items() if v is None or (isinstance(v, dict) and absent(v))]
+
+    assert absent(_running._without_places(config)) == []
+    term = {"model": config.model.model_copy(update={"recency": RecencyTerm()})}
+    other = _running._without_places(config.model_copy(update=term))
+    assert other != _running._without_places(config)
