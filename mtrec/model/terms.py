@@ -65,16 +65,8 @@ def choose_recency(
     assert term is not None, "a configuration with recent popularity"
     size = data.sizes.num_items
     fitted = {share: RecentPopularity(data.train, size, share) for share in term.half_lives}
-    options = [
-        (term.half_lives[0], 0.0),
-        *((share, scale) for share in term.half_lives for scale in term.scales),
-    ]
-    means = _ndcg_with(
-        model, config, data, held_out, fitted, [{share: scale} for share, scale in options]
-    )
-    best = max(range(len(options)), key=means.__getitem__)
-    share, scale = options[best]
-    return {"half_life": share, "scale": scale, "ndcg": means[best], "ndcg_without": means[0]}
+    share, chosen = _best_of(model, config, data, held_out, fitted, term.scales)
+    return {"half_life": share, **chosen}
 
 
 def choose_item_item(
@@ -96,14 +88,9 @@ def choose_item_item(
     assert term is not None, "a configuration with an item-item term"
     size = data.sizes.num_items
     fitted = {reg: fit_ease(data.train, size, reg=reg, top=term.top) for reg in term.reg}
-    options = [(term.reg[0], 0.0), *((reg, scale) for reg in term.reg for scale in term.scales)]
-    means = _ndcg_with(
-        model, config, data, held_out, fitted, [{reg: scale} for reg, scale in options]
-    )
-    best = max(range(len(options)), key=means.__getitem__)
-    reg, scale = options[best]
-    chosen = {"reg": reg, "scale": scale, "ndcg": means[best], "ndcg_without": means[0]}
-    return (fitted[reg].scaled(scale) if scale else None), chosen
+    reg, chosen = _best_of(model, config, data, held_out, fitted, term.scales)
+    scale = chosen["scale"]
+    return (fitted[reg].scaled(scale) if scale else None), {"reg": reg, **chosen}
 
 
 def choose_ials(
@@ -171,6 +158,23 @@ def choose_ials(
     found = terms[kind]
     assert isinstance(found, ImplicitFactors), "what was fitted above"
     return (found.scaled(scale) if scale else None), item_item, chosen
+
+
+def _best_of(
+    model: MultiTaskModel,
+    config: Config,
+    data: TrainingData,
+    held_out: Histories,
+    fitted: Mapping[float, Term],
+    scales: Sequence[float],
+) -> tuple[float, dict[str, float]]:
+    """Give the setting of the best term, and its `scale`, `ndcg` and `ndcg_without`; 0: no term."""
+    options = [(next(iter(fitted)), 0.0), *((name, scale) for name in fitted for scale in scales)]
+    tried = [{name: scale} for name, scale in options]
+    means = _ndcg_with(model, config, data, held_out, fitted, tried)
+    best = max(range(len(options)), key=means.__getitem__)
+    name, scale = options[best]
+    return name, {"scale": scale, "ndcg": means[best], "ndcg_without": means[0]}
 
 
 @torch.no_grad()
