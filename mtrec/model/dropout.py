@@ -63,7 +63,7 @@ class Dropout(nn.Module):
         place = torch.arange(-(-width * _BITS // 64), device=inputs.device)
         drawn = _mix(_mix(start + rows)[:, None] + place).view(torch.int16)[:, :width]
         kept = (drawn >= round(self.p * (1 << _BITS)) - (1 << (_BITS - 1))).view(inputs.shape)
-        return torch.where(kept, inputs / (1.0 - self.p), torch.zeros_like(inputs))
+        return inputs * (kept.to(inputs.dtype) / (1.0 - self.p))
 
 
 def bind_noise(network: nn.Module) -> Noise:
