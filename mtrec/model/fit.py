@@ -302,6 +302,8 @@ def _optimizer(objective: JointObjective, config: Config) -> torch.optim.Optimiz
     return torch.optim.AdamW(
         [{"params": group, "weight_decay": decay} for decay, group in groups.items()],
         lr=config.train.learning_rate,
+        # One pass over a parameter instead of ten.
+        fused=True,
     )
 
 
