@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,8 @@ def _worker(settings: dict[str, Any]) -> None:
         _check_transform(saved, transform)
         state.load_state_dict(saved)
         event(logger, "train.resume", epoch=state.epoch)
+    # Every step passes the whole catalogue; its texts stay what they are.
+    data = replace(data, items=state.model.items.content.whiten(data.items))
     if num_workers > 1:
         state.wrapped = prepare_model(
             state.objective, move_to_device=False, parallel_strategy_kwargs={}

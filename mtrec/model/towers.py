@@ -9,7 +9,7 @@ M values of a multi-valued category.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,10 @@ class FeatureInputs:
         numbers: (R, F) float32, scaled and finite.
         categories: column -> (R,) int64; 0 absent, 1 unknown.
         multi: column -> (R, M) int64, padded with 0.
-        text: (R, W) float32, vectors of the text encoder; zeros where there is no text.
+        text: (R, W) float32, vectors of the text encoder; zeros where there is no text. (R, K) once
+            they are whitened.
         has_text: (R,) float32, 1 where there is a text.
+        is_whitened: whether a tower has whitened the texts; see `FeatureTower.whiten`.
     """
 
     numbers: Tensor
@@ -35,6 +37,7 @@ class FeatureInputs:
     multi: Mapping[str, Tensor]
     text: Tensor
     has_text: Tensor
+    is_whitened: bool = False
 
     def rows(self, index: Tensor) -> "FeatureInputs":
         """Give the rows at `index` (R',) int64."""
@@ -44,6 +47,7 @@ class FeatureInputs:
             {name: values[index] for name, values in self.multi.items()},
             self.text[index],
             self.has_text[index],
+            self.is_whitened,
         )
 
     def to(self, device: torch.device | str) -> "FeatureInputs":
@@ -54,6 +58,7 @@ class FeatureInputs:
             {name: values.to(device) for name, values in self.multi.items()},
             self.text.to(device),
             self.has_text.to(device),
+            self.is_whitened,
         )
 
 
@@ -146,6 +151,12 @@ class FeatureTower(nn.Module):
         self.mean.copy_(text_RW.mean(0))
         self.whitening.copy_(whitening_matrix(text_RW, self.whitening.shape[1]))
 
+    def whiten(self, inputs: FeatureInputs) -> FeatureInputs:
+        """Give the same inputs with whitened texts: for who passes the same rows many times."""
+        if self.text is None or inputs.is_whitened:
+            return inputs
+        return replace(inputs, text=(inputs.text - self.mean) @ self.whitening, is_whitened=True)
+
     def forward(self, inputs: FeatureInputs) -> Tensor:
         """Map rows to vectors (R, D); rows without any input give what zeros give."""
         parts = []
@@ -154,8 +165,7 @@ class FeatureTower(nn.Module):
         parts += [table(inputs.categories[name]) for name, table in self.categories.items()]
         parts += [table(inputs.multi[name]) for name, table in self.multi.items()]
         if self.text is not None:
-            whitened = (inputs.text - self.mean) @ self.whitening
-            parts.append(self.text(whitened) * inputs.has_text[:, None])
+            parts.append(self.text(self.whiten(inputs).text) * inputs.has_text[:, None])
         if not parts:
             return inputs.numbers.new_zeros(len(inputs.numbers), self.dim)
         total: Tensor = torch.stack(parts).sum(0)
