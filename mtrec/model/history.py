@@ -1,12 +1,15 @@
 """User encoders over item history: `sequence` reads events in their order, `set` without it.
 
 Both turn a profile and T events into T + 1 states with one rule: state t may be used to rank event
-t, for it knows nothing of it, and the state at a window's length knows every event. Who asks for
-that one alone (`last`) does not pay for the others. Pure torch; take vectors, know of items only
-which are the same.
+t, for it knows nothing of it, and the state at a window's length knows every event. A set gives
+only the states that are asked for, and who asks for that at the length alone (`last`) does not pay
+for the others. Pure torch; take vectors, know of items only which are the same.
 
-Shape letters: B users, T events, D width, H heads, X columns that are summed, G groups of events.
+Shape letters: B users, T events of the longest, V events of all, S states that are asked for, D
+width, H heads.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,22 @@ from torch.nn import functional
 
 from mtrec.config import History
 from mtrec.model.dropout import Dropout
+from mtrec.model.ragged import Ragged
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """The events of B windows, end to end.
+
+    Attributes:
+        layout: which event is where.
+        vector: (V, D), what each of them is.
+        item: (V,) int64, their items; 0 hidden, 1 unknown.
+    """
+
+    layout: Ragged
+    vector: Tensor
+    item: Tensor
 
 
 class SequenceEncoder(nn.Module):
@@ -39,29 +58,30 @@ class SequenceEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, prefix_BD: Tensor, events_BTD: Tensor, _item_BT: Tensor) -> Tensor:
-        """Give the states (B, T + 1, D).
+    def forward(self, prefix_BD: Tensor, events: Events, row_S: Tensor, place_S: Tensor) -> Tensor:
+        """Give the states (S, D) of windows `row_S` at places `place_S`, 0 to their lengths.
+
+        In training, `noise.rows` names the B windows.
 
         Raises:
             AssertionError: more events than the encoder has positions for.
         """
-        states_BTD = self._embed(prefix_BD, events_BTD)
+        states_BTD = self._embed(prefix_BD, events)
         for block in self.blocks:
             states_BTD = block(states_BTD)
-        return self.norm(states_BTD)  # type: ignore[no-any-return]  # a Tensor
+        return self.norm(states_BTD[row_S, place_S])  # type: ignore[no-any-return]  # a Tensor
 
-    def last(
-        self, prefix_BD: Tensor, events_BTD: Tensor, _item_BT: Tensor, length_B: Tensor
-    ) -> Tensor:
-        """Give only the states (B, D) at the windows' lengths (B,) int64."""
-        states_BTD = self._embed(prefix_BD, events_BTD)
+    def last(self, prefix_BD: Tensor, events: Events) -> Tensor:
+        """Give only the states (B, D) at the windows' lengths."""
+        states_BTD = self._embed(prefix_BD, events)
         *blocks, final = self.blocks
         for block in blocks:
             states_BTD = block(states_BTD)
         assert isinstance(final, CausalBlock)
-        return self.norm(final.at(states_BTD, length_B))  # type: ignore[no-any-return]  # a Tensor
+        return self.norm(final.at(states_BTD, events.layout.length))  # type: ignore[no-any-return]  # a Tensor
 
-    def _embed(self, prefix_BD: Tensor, events_BTD: Tensor) -> Tensor:
+    def _embed(self, prefix_BD: Tensor, events: Events) -> Tensor:
+        events_BTD = events.layout.pad(events.vector)
         states_BTD = torch.cat([prefix_BD[:, None], events_BTD], dim=1)
         width = states_BTD.shape[1]
         assert width <= self.length + 1, f"{width - 1} events, at most {self.length} fit"
@@ -147,28 +167,25 @@ class SetEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, prefix_BD: Tensor, events_BTD: Tensor, item_BT: Tensor) -> Tensor:
-        """Give the states (B, T + 1, D).
+    def forward(self, prefix_BD: Tensor, events: Events, row_S: Tensor, place_S: Tensor) -> Tensor:
+        """Give the states (S, D) of windows `row_S` at places `place_S`, 0 to their lengths.
 
-        Args:
-            prefix_BD: what is known besides the events.
-            events_BTD: the events.
-            item_BT: int64, their items; an event of item 0 (padding, or hidden) or 1 (unknown, as
-                in requests) does not count.
+        An event of item 0 (hidden) or 1 (unknown, as in requests) does not count. In training,
+        `noise.rows` names the S states.
         """
-        parts = self._parts(events_BTD, item_BT)
-        return self._states(prefix_BD[:, None], sum_without_each(parts, item_BT))
+        # A number for each window and item.
+        _, group_V = torch.unique((events.layout.row << 32) + events.item, return_inverse=True)
+        summed = events.layout.total_without(self._parts(events), row_S, place_S, group_V)
+        return self._states(prefix_BD[row_S], summed)
 
-    def last(
-        self, prefix_BD: Tensor, events_BTD: Tensor, item_BT: Tensor, _length_B: Tensor
-    ) -> Tensor:
+    def last(self, prefix_BD: Tensor, events: Events) -> Tensor:
         """Give only the states (B, D) that know every event."""
-        return self._states(prefix_BD, self._parts(events_BTD, item_BT).sum(1))
+        return self._states(prefix_BD, events.layout.total(self._parts(events)))
 
-    def _parts(self, events_BTD: Tensor, item_BT: Tensor) -> Tensor:
-        """Give what each event puts into a sum, with a last column that counts it."""
-        known_BT1 = (item_BT > 1).to(events_BTD.dtype)[..., None]
-        return torch.cat([self.value(events_BTD) * known_BT1, known_BT1], dim=-1)
+    def _parts(self, events: Events) -> Tensor:
+        """Give what each event puts into a sum, with a last column that counts it: (V, D + 1)."""
+        known_V1 = (events.item > 1).to(events.vector.dtype)[:, None]
+        return torch.cat([self.value(events.vector) * known_V1, known_V1], dim=-1)
 
     def _states(self, prefix: Tensor, summed: Tensor) -> Tensor:
         """Give states (..., D) of prefixes (..., D) and sums (..., D + 1)."""
@@ -176,23 +193,6 @@ class SetEncoder(nn.Module):
         for block in self.blocks:
             states = states + block(states)
         return self.norm(states)  # type: ignore[no-any-return]  # a Tensor
-
-
-def sum_without_each(values_BTX: Tensor, item_BT: Tensor) -> Tensor:
-    """Give the sum over T without the events of each t's item, and the whole last: (B, T + 1, X).
-
-    Args:
-        values_BTX: what to sum, float32.
-        item_BT: int64, the items; none is below 0.
-    """
-    columns = values_BTX.shape[-1]
-    row_B1 = torch.arange(len(item_BT), device=item_BT.device)[:, None]
-    place = (row_B1 << 32) + item_BT  # a number for each window and item
-    groups, group_of = torch.unique(place, return_inverse=True)
-    sums_GX = values_BTX.new_zeros(len(groups), columns)
-    sums_GX = sums_GX.index_add(0, group_of.flatten(), values_BTX.reshape(-1, columns))
-    total_B1X = values_BTX.sum(1, keepdim=True)
-    return torch.cat([total_B1X - sums_GX[group_of], total_B1X], dim=1)
 
 
 def build_history(config: History, *, dim: int) -> SequenceEncoder | SetEncoder:

@@ -5,8 +5,8 @@ before or what else there is, predicts which item t is about and, for that item,
 have no id table: a user is a history with a profile in front, so a new user with a history is the
 normal case. Pure torch; no files, no Ray.
 
-Shape letters: B users or windows, T events, D width, N items, P pairs of user and item, F number
-columns of an event, R width of tastes.
+Shape letters: B users or windows, T events of the longest, V events of all, S states, D width, N
+items, P pairs of user and item, F number columns of an event, R width of tastes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,8 @@ from mtrec.friends import NUM_COUNTS
 from mtrec.labels import parse_label
 from mtrec.model.dropout import bind_noise
 from mtrec.model.experts import build_experts
-from mtrec.model.history import SequenceEncoder, SetEncoder, build_history
+from mtrec.model.history import Events, SequenceEncoder, SetEncoder, build_history
+from mtrec.model.ragged import Ragged
 from mtrec.model.social import SocialHead
 from mtrec.model.towers import FeatureInputs, FeatureTower, ItemTower, ItemVectors
 
@@ -101,8 +102,8 @@ class UserStates:
     residual: Tensor
     taste: Tensor
 
-    def at(self, *index: Tensor) -> "UserStates":
-        """Give the states at positions (P',) int64 of each leading dimension."""
+    def at(self, index: Tensor | slice) -> "UserStates":
+        """Give the states at positions (P',) int64, or of a slice."""
         return UserStates(self.vector[index], self.residual[index], self.taste[index])
 
 
@@ -152,9 +153,14 @@ class MultiTaskModel(nn.Module):
         return vectors
 
     def encode_history(
-        self, batch: Mapping[str, Tensor], users: FeatureInputs, vectors: ItemVectors
+        self,
+        batch: Mapping[str, Tensor],
+        users: FeatureInputs,
+        vectors: ItemVectors,
+        row_S: Tensor,
+        place_S: Tensor,
     ) -> UserStates:
-        """Give each window's states 0..T: (B, T + 1, D), (B, T + 1, F) and (B, T + 1, R).
+        """Give states of windows `row_S` at places `place_S`: (S, D), (S, F) and (S, R).
 
         State t is for ranking event t. Its vector knows the t events before or, of a set, the
         events of other items that the step does not hide; its residual and taste know all other
@@ -166,10 +172,16 @@ class MultiTaskModel(nn.Module):
                 (B, T) bool, the set encoder does not see those events.
             users: (B,) rows of user inputs; zeros where nothing is known.
             vectors: what `encode_items` gave.
+            row_S: int64, 0 to B - 1.
+            place_S: int64, 0 to the window's length.
         """
-        residual, taste = self.ranking.summarise(batch, _without_each)
-        inputs = self._history_inputs(batch, users, vectors)
-        return UserStates(self.history(*inputs), residual, taste)
+        layout, events = _pack(batch)
+        prefix_BD = self.users(users) + self.start
+        residual, taste = self.ranking.summarise(
+            events, lambda values_VX: layout.total_without(values_VX, row_S, place_S)
+        )
+        inputs = self._events(layout, events, vectors)
+        return UserStates(self.history(prefix_BD, inputs, row_S, place_S), residual, taste)
 
     def encode_users(
         self, batch: Mapping[str, Tensor], users: FeatureInputs, vectors: ItemVectors
@@ -178,19 +190,19 @@ class MultiTaskModel(nn.Module):
 
         What `encode_history` says at the windows' lengths, without the other states.
         """
-        residual, taste = self.ranking.summarise(batch, _whole)
-        inputs = self._history_inputs(batch, users, vectors)
-        return UserStates(self.history.last(*inputs, batch["length"]), residual, taste)
+        layout, events = _pack(batch)
+        prefix_BD = self.users(users) + self.start
+        residual, taste = self.ranking.summarise(events, layout.total)
+        inputs = self._events(layout, events, vectors)
+        return UserStates(self.history.last(prefix_BD, inputs), residual, taste)
 
-    def _history_inputs(
-        self, batch: Mapping[str, Tensor], users: FeatureInputs, vectors: ItemVectors
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Give prefixes (B, D), events (B, T, D) and their items (B, T), 0 where hidden."""
-        events_BTD = vectors.at(batch["item"]) + self.events(batch)
-        item_BT = batch["item"]
-        if HELD_OUT in batch:
-            item_BT = item_BT.masked_fill(batch[HELD_OUT], 0)
-        return self.users(users) + self.start, events_BTD, item_BT
+    def _events(self, layout: Ragged, events: Mapping[str, Tensor], vectors: ItemVectors) -> Events:
+        """Give what the history encoder reads; hidden events have item 0."""
+        item_V = events["item"]
+        vector_VD = vectors.at(item_V) + self.events(events)
+        if HELD_OUT in events:
+            item_V = item_V.masked_fill(events[HELD_OUT], 0)
+        return Events(layout, vector_VD, item_V)
 
     def rank(
         self, users: UserStates, item_P: Tensor, vectors: ItemVectors, context: Context
@@ -213,7 +225,7 @@ class MultiTaskModel(nn.Module):
 
 
 class EventEmbedding(nn.Module):
-    """What an event carries besides its item: numbers, categories, time gap -> (B, T, D).
+    """What an event carries besides its item: numbers, categories, time gap -> (V, D).
 
     The gap to the event before is a matter of order; a set has none.
     """
@@ -233,15 +245,15 @@ class EventEmbedding(nn.Module):
             with torch.no_grad():
                 table.weight[0].zero_()
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Embed the events of `history_batch`."""
-        result = batch["numbers"].new_zeros(*batch["item"].shape, self.dim)
+    def forward(self, events: Mapping[str, Tensor]) -> Tensor:
+        """Embed events: tensors of `history_batch`, window after window."""
+        result = events["numbers"].new_zeros(len(events["item"]), self.dim)
         if self.gap is not None:
-            result = result + self.gap(batch["gap"])
+            result = result + self.gap(events["gap"])
         if self.numbers is not None:
-            result = result + self.numbers(torch.cat([batch["numbers"], batch["present"]], -1))
+            result = result + self.numbers(torch.cat([events["numbers"], events["present"]], -1))
         for name, table in self.categories.items():
-            result = result + table(batch[CATEGORY + name])
+            result = result + table(events[CATEGORY + name])
         return result
 
 
@@ -340,25 +352,25 @@ class RankingNetwork(nn.Module):
         return logits
 
     def summarise(
-        self, batch: Mapping[str, Tensor], add_up: Callable[[Tensor], Tensor]
+        self, events: Mapping[str, Tensor], add_up: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Sum up each window: residuals (..., F) and tastes (..., R).
+        """Sum up windows: residuals (S, F) and tastes (S, R).
 
         Residuals are sum / (count + prior), the user bias of a biased baseline (Koren 2010, eq. 2,
         estimated in turn); tastes are sum / sqrt(count + 1).
 
         Args:
-            batch: tensors of `history_batch`.
-            add_up: `_whole`, or `_without_each`: row t < T leaves event t out, so that no label
-                helps to predict itself; the row at the window's length leaves nothing out.
+            events: tensors of `history_batch`, (V, ...): window after window.
+            add_up: (V, X) -> (S, X), sums of windows. The state for an event leaves it out, so that
+                no label helps to predict itself.
         """
-        known_BT1 = (batch["item"] > 1).to(batch["numbers"].dtype)[..., None]
-        own = (batch["numbers"] - self.usual(batch["item"])) * batch["present"] * known_BT1
-        voice = self.implicit(batch["item"]) + own.sum(-1, keepdim=True) * self.explicit(
-            batch["item"]
+        known_V1 = (events["item"] > 1).to(events["numbers"].dtype)[:, None]
+        own = (events["numbers"] - self.usual(events["item"])) * events["present"] * known_V1
+        voice = self.implicit(events["item"]) + own.sum(-1, keepdim=True) * self.explicit(
+            events["item"]
         )
-        residual = add_up(own) / (add_up(batch["present"] * known_BT1) + _RESIDUAL_PRIOR)
-        taste = add_up(voice * known_BT1) / (add_up(known_BT1) + 1.0).sqrt()
+        residual = add_up(own) / (add_up(events["present"] * known_V1) + _RESIDUAL_PRIOR)
+        taste = add_up(voice * known_V1) / (add_up(known_V1) + 1.0).sqrt()
         return residual, taste
 
     def predict(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -374,15 +386,10 @@ class RankingNetwork(nn.Module):
         return predictions
 
 
-def _without_each(values_BTX: Tensor) -> Tensor:
-    """Give the sum over T without each t, and the whole sum last: (B, T + 1, X)."""
-    total = values_BTX.sum(1, keepdim=True)
-    return torch.cat([total - values_BTX, total], dim=1)
-
-
-def _whole(values_BTX: Tensor) -> Tensor:
-    """Give the sum over T: (B, X)."""
-    return values_BTX.sum(1)
+def _pack(batch: Mapping[str, Tensor]) -> tuple[Ragged, dict[str, Tensor]]:
+    """Lay the events of a padded batch end to end: (B, T, ...) -> (V, ...)."""
+    layout = Ragged.of(batch["length"])
+    return layout, {name: layout.pack(values) for name, values in batch.items() if name != "length"}
 
 
 def build_model(config: ModelConfig, tasks: Sequence[Task], sizes: ModelSizes) -> MultiTaskModel:

@@ -90,21 +90,25 @@ class JointObjective(nn.Module):
     def forward(self, batch: TrainingBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """Give (sum, count) of each loss; see `losses`."""
         noise = self.model.noise
-        noise.rows = batch.rows
         vectors = self.model.encode_items(batch.items, batch.trained)
-        states = self.model.encode_history(batch.history, batch.users, vectors)
         item_BT = batch.history["item"]
         row_P, time_P = torch.nonzero(item_BT > 1, as_tuple=True)
         target_P = item_BT[row_P, time_P]
-        users = states.at(row_P, time_P)
         if self.has_order:
-            user_SD, given_ST = users.vector, None
+            noise.rows = batch.rows
+            states = self.model.encode_history(batch.history, batch.users, vectors, row_P, time_P)
+            users, user_SD, given_ST = states, states.vector, None
             predicted_P, state_P = target_P, torch.arange(len(target_P), device=target_P.device)
         else:
             # One state a window predicts all that is held out of it, among what it does not know.
-            held_out_BT = batch.history[HELD_OUT]
+            held_out_BT, length_B = batch.history[HELD_OUT], batch.history["length"]
             row_B = torch.arange(len(item_BT), device=item_BT.device)
-            user_SD = states.vector[row_B, batch.history["length"]]
+            num_pairs = len(row_P) if self.ranking else 0
+            row_S = torch.cat([row_P[:num_pairs], row_B])
+            place_S = torch.cat([time_P[:num_pairs], length_B])
+            noise.rows = (batch.rows[row_S] << 20) + place_S
+            states = self.model.encode_history(batch.history, batch.users, vectors, row_S, place_S)
+            users, user_SD = states.at(slice(num_pairs)), states.vector[num_pairs:]
             given_ST = item_BT.masked_fill(held_out_BT, 0)
             predicted_P, state_P = item_BT[held_out_BT], torch.nonzero(held_out_BT)[:, 0]
         sums = self._retrieval(user_SD, predicted_P, state_P, vectors, given_ST, batch.negatives)

@@ -1,25 +1,47 @@
 """History encoders: a contract for both, the transformer against torch, the set against a loop."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mtrec.config import History, SequenceHistory, SetHistory
 from mtrec.model.dropout import bind_noise
-from mtrec.model.history import CausalBlock, SequenceEncoder, SetEncoder, build_history
+from mtrec.model.history import CausalBlock, Events, SequenceEncoder, SetEncoder, build_history
+from mtrec.model.ragged import Ragged
 
 KINDS: dict[str, History] = {
     "sequence": SequenceHistory(num_blocks=2, num_heads=2, length=6, dropout=0.0),
     "set": SetHistory(kind="set", num_blocks=2, length=6, dropout=0.0),
 }
-Encoder = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _items(batch: int, width: int) -> Tensor:
     """Different items for all events of a window."""
     return torch.arange(2, width + 2).repeat(batch, 1)
+
+
+def _events(events_BTD: Tensor, item_BT: Tensor, length_B: Tensor | None = None) -> Events:
+    """Lay padded windows end to end; without lengths, all of T events."""
+    if length_B is None:
+        length_B = torch.full((len(item_BT),), item_BT.shape[1])
+    layout = Ragged.of(length_B)
+    return Events(layout, layout.pack(events_BTD), layout.pack(item_BT))
+
+
+def _states(
+    encoder: nn.Module,
+    prefix_BD: Tensor,
+    events_BTD: Tensor,
+    item_BT: Tensor,
+    length_B: Tensor | None = None,
+) -> Tensor:
+    """Give all states (B, T + 1, D), zeros beyond the windows' lengths."""
+    events = _events(events_BTD, item_BT, length_B)
+    length_B = events.layout.length
+    found = torch.zeros(len(item_BT), item_BT.shape[1] + 1, prefix_BD.shape[1])
+    row_S, place_S = torch.nonzero(torch.arange(found.shape[1]) <= length_B[:, None]).T
+    found[row_S, place_S] = encoder(prefix_BD, events, row_S, place_S)
+    return found
 
 
 @pytest.fixture(params=KINDS)
@@ -44,66 +66,81 @@ def set_encoder() -> SetEncoder:
 
 
 @pytest.mark.parametrize("event", range(5))
-def test_a_state_does_not_know_its_own_event(encoder: Encoder, event: int) -> None:
+def test_a_state_does_not_know_its_own_event(encoder: nn.Module, event: int) -> None:
     prefix, events, items = torch.randn(1, 8), torch.randn(1, 5, 8), _items(1, 5)
     changed, other = events.clone(), items.clone()
     changed[0, event], other[0, event] = torch.randn(8), 17
-    before, after = encoder(prefix, events, items), encoder(prefix, changed, other)
+    before, after = (
+        _states(encoder, prefix, events, items),
+        _states(encoder, prefix, changed, other),
+    )
     assert torch.allclose(before[:, event], after[:, event], atol=1e-6)
 
 
 def test_the_last_state_alone_is_that_at_the_windows_length(encoder: nn.Module) -> None:
     prefix, events, items = torch.randn(4, 8), torch.randn(4, 5, 8), _items(4, 5)
     length = torch.tensor([5, 2, 0, 4])
-    items[torch.arange(5) >= length[:, None]] = 0
-    states = encoder(prefix, events, items)
-    last = encoder.last(prefix, events, items, length)  # type: ignore[operator]  # a method
+    states = _states(encoder, prefix, events, items, length)
+    last = encoder.last(prefix, _events(events, items, length))  # type: ignore[operator]  # a method
     assert torch.allclose(last, states[torch.arange(4), length], atol=1e-6)
-    none = encoder.last(prefix[:0], events[:0], items[:0], length[:0])  # type: ignore[operator]
-    assert none.shape == (0, 8)
+    none = _events(events[:0], items[:0])
+    assert encoder.last(prefix[:0], none).shape == (0, 8)  # type: ignore[operator]  # a method
 
 
 @pytest.mark.parametrize("event", range(5))
-def test_the_last_state_knows_every_event_and_the_prefix(encoder: Encoder, event: int) -> None:
+def test_the_last_state_knows_every_event_and_the_prefix(encoder: nn.Module, event: int) -> None:
     prefix, events, items = torch.randn(1, 8), torch.randn(1, 5, 8), _items(1, 5)
     changed = events.clone()
     changed[0, event] = torch.randn(8)
-    whole = encoder(prefix, events, items)[:, 5]
-    assert (whole - encoder(prefix, changed, items)[:, 5]).abs().max() > 1e-3
-    assert (whole - encoder(torch.randn(1, 8), events, items)[:, 5]).abs().max() > 1e-3
+    whole = _states(encoder, prefix, events, items)[:, 5]
+    assert (whole - _states(encoder, prefix, changed, items)[:, 5]).abs().max() > 1e-3
+    assert (whole - _states(encoder, torch.randn(1, 8), events, items)[:, 5]).abs().max() > 1e-3
 
 
-def test_padding_on_the_right_changes_no_used_state(encoder: Encoder) -> None:
+def test_a_longer_window_beside_it_changes_no_state(encoder: nn.Module) -> None:
+    prefix, events, items = torch.randn(3, 8), torch.randn(3, 5, 8), _items(3, 5)
+    length = torch.tensor([3, 5, 0])
+    together = _states(encoder, prefix, events, items, length)
+    for row, own in enumerate(length.tolist()):
+        one = slice(row, row + 1)
+        alone = _states(encoder, prefix[one], events[one, :own], items[one, :own])
+        assert torch.allclose(alone[0], together[row, : own + 1], atol=1e-6)
+
+
+def test_states_come_in_the_order_in_which_they_are_asked_for(encoder: nn.Module) -> None:
     prefix, events, items = torch.randn(2, 8), torch.randn(2, 3, 8), _items(2, 3)
-    padded = torch.cat([events, torch.randn(2, 2, 8)], dim=1)
-    padding = torch.cat([items, torch.zeros(2, 2, dtype=torch.int64)], dim=1)
-    found = encoder(prefix, padded, padding)[:, :4]
-    assert torch.allclose(encoder(prefix, events, items), found, atol=1e-6)
+    states = _states(encoder, prefix, events, items)
+    row, place = torch.tensor([1, 0, 1, 1]), torch.tensor([3, 1, 0, 3])
+    found = encoder(prefix, _events(events, items), row, place)
+    assert torch.allclose(found, states[row, place], atol=1e-6)
 
 
-def test_a_batch_equals_a_loop_of_single_windows(encoder: Encoder) -> None:
+def test_a_batch_equals_a_loop_of_single_windows(encoder: nn.Module) -> None:
     prefix, events, items = torch.randn(3, 8), torch.randn(3, 5, 8), torch.randint(2, 6, (3, 5))
-    together = encoder(prefix, events, items)
+    together = _states(encoder, prefix, events, items)
     for row in range(3):
         one = slice(row, row + 1)
-        alone = encoder(prefix[one], events[one], items[one])
+        alone = _states(encoder, prefix[one], events[one], items[one])
         assert torch.allclose(alone[0], together[row], atol=1e-6)
 
 
-def test_no_window_and_a_window_without_events_have_states(encoder: Encoder) -> None:
-    nothing = torch.zeros(0, 5, dtype=torch.int64)
-    assert encoder(torch.zeros(0, 8), torch.zeros(0, 5, 8), nothing).shape == (0, 6, 8)
-    empty = torch.zeros(1, 1, dtype=torch.int64)
-    assert torch.isfinite(encoder(torch.randn(1, 8), torch.zeros(1, 1, 8), empty)).all()
+def test_no_window_and_a_window_without_events_have_states(encoder: nn.Module) -> None:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    no_window = _events(torch.zeros(0, 5, 8), torch.zeros(0, 5, dtype=torch.int64))
+    assert encoder(torch.zeros(0, 8), no_window, nothing, nothing).shape == (0, 8)
+    empty, length = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    state = _states(encoder, torch.randn(1, 8), torch.zeros(1, 1, 8), empty, length)
+    assert torch.isfinite(state).all()
+    assert state[:, 0].any()
 
 
 def test_saved_and_loaded_weights_give_equal_states(encoder: nn.Module) -> None:
     kind = "set" if isinstance(encoder, SetEncoder) else "sequence"
     second = build_history(KINDS[kind], dim=8).eval()
     inputs = torch.randn(2, 8), torch.randn(2, 4, 8), _items(2, 4)
-    assert not torch.equal(second(*inputs), encoder(*inputs))
+    assert not torch.equal(_states(second, *inputs), _states(encoder, *inputs))
     second.load_state_dict(encoder.state_dict())
-    assert torch.equal(second(*inputs), encoder(*inputs))
+    assert torch.equal(_states(second, *inputs), _states(encoder, *inputs))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,10 +150,11 @@ def test_blocks_and_dropout_are_those_of_the_configuration(kind: str) -> None:
     encoder = build_history(changed, dim=8)
     assert len(encoder.blocks) == 1
     noise = bind_noise(encoder)
-    noise.rows = torch.arange(2)
-    first = encoder(*inputs)
+    # The sequence draws for a window, the set for a state.
+    noise.rows = torch.arange(2 if kind == "sequence" else 10)
+    first = _states(encoder, *inputs)
     noise.step += 1
-    assert not torch.equal(first, encoder(*inputs))
+    assert not torch.equal(first, _states(encoder, *inputs))
 
 
 # ---- the sequence -------------------------------------------------------------------------------
@@ -126,7 +164,10 @@ def test_a_state_of_a_sequence_knows_nothing_of_later_events(sequence: SequenceE
     prefix, events, items = torch.randn(1, 8), torch.randn(1, 5, 8), _items(1, 5)
     changed = events.clone()
     changed[0, 3] = torch.randn(8)
-    before, after = sequence(prefix, events, items), sequence(prefix, changed, items)
+    before, after = (
+        _states(sequence, prefix, events, items),
+        _states(sequence, prefix, changed, items),
+    )
     # state t has seen events 0..t-1
     assert torch.allclose(before[:, :4], after[:, :4], atol=1e-6)
     assert (before[:, 4:] - after[:, 4:]).abs().amax(-1).min() > 1e-3
@@ -154,7 +195,7 @@ def test_a_block_equals_torchs_pre_norm_encoder_layer() -> None:
 
 def test_too_many_events_for_the_positions_are_refused(sequence: SequenceEncoder) -> None:
     with pytest.raises(AssertionError, match="7 events, at most 6"):
-        sequence(torch.zeros(1, 8), torch.zeros(1, 7, 8), _items(1, 7))
+        _states(sequence, torch.zeros(1, 8), torch.zeros(1, 7, 8), _items(1, 7))
 
 
 # ---- the set ------------------------------------------------------------------------------------
@@ -163,8 +204,8 @@ def test_too_many_events_for_the_positions_are_refused(sequence: SequenceEncoder
 def test_the_order_of_a_sets_events_does_not_count(set_encoder: SetEncoder) -> None:
     prefix, events, items = torch.randn(2, 8), torch.randn(2, 5, 8), _items(2, 5)
     order = torch.tensor([3, 0, 4, 2, 1])
-    straight = set_encoder(prefix, events, items)
-    permuted = set_encoder(prefix, events[:, order], items[:, order])
+    straight = _states(set_encoder, prefix, events, items)
+    permuted = _states(set_encoder, prefix, events[:, order], items[:, order])
     assert torch.allclose(straight[:, 5], permuted[:, 5], atol=1e-6)
     # and each event's own state goes with it
     assert torch.allclose(straight[:, order], permuted[:, :5], atol=1e-6)
@@ -173,10 +214,10 @@ def test_the_order_of_a_sets_events_does_not_count(set_encoder: SetEncoder) -> N
 def test_a_set_state_is_the_prefix_and_the_scaled_sum_of_other_items(
     set_encoder: SetEncoder,
 ) -> None:
-    # Items 5 and 9 come twice; event 4 is padding and event 5 of an unknown item.
+    # Items 5 and 9 come twice; event 4 is hidden and event 5 of an unknown item.
     items = torch.tensor([[5, 9, 5, 7, 0, 1, 9]])
     prefix, events = torch.randn(1, 8), torch.randn(1, 7, 8)
-    found = set_encoder(prefix, events, items)[0]
+    found = _states(set_encoder, prefix, events, items)[0]
     for place in range(8):
         own = -1 if place == 7 else items[0, place]
         kept = [t for t in (0, 1, 2, 3, 6) if items[0, t] != own]
@@ -194,6 +235,9 @@ def test_a_second_event_of_the_same_item_does_not_give_it_away(set_encoder: SetE
     items, other = torch.tensor([[5, 9, 5, 7]]), torch.tensor([[6, 9, 6, 7]])
     changed = events.clone()
     changed[0, [0, 2]] = torch.randn(2, 8)
-    before, after = set_encoder(prefix, events, items), set_encoder(prefix, changed, other)
+    before, after = (
+        _states(set_encoder, prefix, events, items),
+        _states(set_encoder, prefix, changed, other),
+    )
     assert torch.allclose(before[:, [0, 2]], after[:, [0, 2]], atol=1e-6)
     assert not torch.allclose(before[:, 1], after[:, 1], atol=1e-3)

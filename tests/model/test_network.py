@@ -14,6 +14,19 @@ def _context(num_rows: int) -> Context:
     return Context(torch.zeros(num_rows, 0), torch.zeros(num_rows, 0), {})
 
 
+def _all_states(model, batch, users, vectors) -> UserStates:
+    """Give the states at all places, (B, T + 1, ...); zeros beyond the windows' lengths."""
+    width = batch["item"].shape[1] + 1
+    row_S, place_S = torch.nonzero(torch.arange(width) <= batch["length"][:, None]).T
+    states = model.encode_history(batch, users, vectors, row_S, place_S)
+
+    def unpacked(values_SX):
+        found = values_SX.new_zeros(len(batch["length"]), width, values_SX.shape[-1])
+        return found.index_put((row_S, place_S), values_SX)
+
+    return UserStates(*(unpacked(part) for part in (states.vector, states.residual, states.taste)))
+
+
 @pytest.fixture
 def parts(any_config, sizes, make_data):
     config = any_config
@@ -53,7 +66,7 @@ def test_users_are_what_their_histories_are_at_their_ends(parts) -> None:
     hidden[:, 1] = True
     for given in (batch, {**batch, "held_out": hidden}):
         row = torch.arange(len(batch["length"]))
-        expected = model.encode_history(given, users, vectors).at(row, batch["length"])
+        expected = model.encode_history(given, users, vectors, row, batch["length"])
         found = model.encode_users(given, users, vectors)
         for part in ("vector", "residual", "taste"):
             assert torch.allclose(getattr(found, part), getattr(expected, part), atol=1e-6)
@@ -65,8 +78,8 @@ def test_the_vector_for_an_event_does_not_know_it(parts) -> None:
     for row, items in enumerate(batch["item"].tolist()):
         changed["item"][row, 3] = next(item for item in range(2, 22) if item not in items)
     changed["numbers"][:, 3] = 5.0
-    before = model.encode_history(batch, users, vectors)
-    after = model.encode_history(changed, users, vectors)
+    before = _all_states(model, batch, users, vectors)
+    after = _all_states(model, changed, users, vectors)
     assert torch.allclose(before.vector[:, 3], after.vector[:, 3], atol=1e-6)
     assert not torch.allclose(before.vector[:, 4], after.vector[:, 4])
 
@@ -76,8 +89,8 @@ def test_no_event_helps_to_predict_its_own_label(parts) -> None:
     changed = {name: values.clone() for name, values in batch.items()}
     changed["item"][:, 3] = 21
     changed["numbers"][:, 3] = 5.0
-    before = model.encode_history(batch, users, vectors)
-    after = model.encode_history(changed, users, vectors)
+    before = _all_states(model, batch, users, vectors)
+    after = _all_states(model, changed, users, vectors)
     for part in ("residual", "taste"):
         one, two = getattr(before, part), getattr(after, part)
         assert torch.allclose(one[:, 3], two[:, 3], atol=1e-6), part
@@ -123,9 +136,9 @@ def test_a_hidden_event_is_in_no_vector(parts) -> None:
     changed = {name: values.clone() for name, values in batch.items()}
     changed["item"][:, 2] = 21
     changed["numbers"][:, 2] = 5.0
-    before = model.encode_history({**batch, "held_out": hidden}, users, vectors).vector
-    after = model.encode_history({**changed, "held_out": hidden}, users, vectors).vector
-    shown = model.encode_history(batch, users, vectors).vector
+    before = _all_states(model, {**batch, "held_out": hidden}, users, vectors).vector
+    after = _all_states(model, {**changed, "held_out": hidden}, users, vectors).vector
+    shown = _all_states(model, batch, users, vectors).vector
     assert torch.allclose(before, after, atol=1e-6)
     assert not torch.allclose(before[:, -1], shown[:, -1], atol=1e-3)
 
@@ -134,7 +147,7 @@ def test_residuals_are_shrunk_means_of_the_other_events(parts) -> None:
     model, _, batch, users, vectors = parts
     with torch.no_grad():
         model.ranking.usual.weight[:, 0] = torch.arange(22) / 10
-    residual = model.encode_history(batch, users, vectors).residual
+    residual = _all_states(model, batch, users, vectors).residual
     length = int(batch["length"][0])
     own = (batch["numbers"][0, :, 0] - batch["item"][0] / 10)[:length].numpy()
     others = own.sum() - own[2]
@@ -146,7 +159,7 @@ def test_taste_is_the_asymmetric_sum_of_svdpp(parts) -> None:
     model, _, batch, users, vectors = parts
     with torch.no_grad():
         model.ranking.usual.weight[:, 0] = torch.arange(22) / 10
-    taste = model.encode_history(batch, users, vectors).taste
+    taste = _all_states(model, batch, users, vectors).taste
     length = int(batch["length"][0])
     expected = torch.zeros_like(taste[0, 0])
     for event in range(length):

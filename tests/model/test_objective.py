@@ -50,14 +50,14 @@ def test_each_loss_equals_a_loop_over_events(parts) -> None:
     sums = objective(batch)
     model = objective.model
     vectors = model.encode_items(batch.items, batch.trained)
-    states = model.encode_history(batch.history, batch.users, vectors)
     expected = dict.fromkeys(sums, 0.0)
     count = 0
     items = batch.history["item"]
     # A sequence predicts every event, a set those that it hides, among what it does not know.
     targets = batch.history.get("held_out", items > 1)
-    for row, time in torch.nonzero(targets).tolist():
-        user, target = states.vector[row, time], items[row, time] - 2
+    states = model.encode_history(batch.history, batch.users, vectors, *torch.nonzero(targets).T)
+    for number, (row, time) in enumerate(torch.nonzero(targets).tolist()):
+        user, target = states.vector[number], items[row, time] - 2
         known = [] if objective.has_order else items[row][~targets[row]]
         known = [int(item) - 2 for item in known if item > 1]
         content = vectors.content[2:] @ user
@@ -82,7 +82,8 @@ def test_a_regression_starts_at_the_loss_of_standardised_labels(parts) -> None:
     row_P, time_P = torch.nonzero(batch.history["item"] > 1, as_tuple=True)
     model = objective.model
     vectors = model.encode_items(batch.items, batch.trained)
-    residual = model.encode_history(batch.history, batch.users, vectors).residual[row_P, time_P, 0]
+    states = model.encode_history(batch.history, batch.users, vectors, row_P, time_P)
+    residual = states.residual[:, 0]
     label = (batch.labels["stars"][row_P, time_P] - 3.0) / 1.25
     assert total.item() == pytest.approx(((residual - label) ** 2).sum().item(), rel=1e-5)
     assert count.item() == len(label)
@@ -124,14 +125,16 @@ def test_sampled_losses_equal_a_loop_over_targets(parts) -> None:
     drawn, correction = torch.tensor([3, 9, 9, 14, 20]), torch.linspace(-2.0, 1.0, 5)
     sums = objective(replace(batch, negatives=Negatives(drawn, correction)))
     vectors = objective.model.encode_items(batch.items, batch.trained)
-    states = objective.model.encode_history(batch.history, batch.users, vectors)
     items = batch.history["item"]
     targets = batch.history.get("held_out", items > 1)
+    states = objective.model.encode_history(
+        batch.history, batch.users, vectors, *torch.nonzero(targets).T
+    )
     expected = 0.0
-    for row, time in torch.nonzero(targets).tolist():
+    for number, (row, time) in enumerate(torch.nonzero(targets).tolist()):
         target = int(items[row, time])
         known = [] if objective.has_order else items[row][~targets[row]].tolist()
-        logits = vectors.fused @ states.vector[row, time] + vectors.bias
+        logits = vectors.fused @ states.vector[number] + vectors.bias
         rest = [
             logits[item] - minus
             for item, minus in zip(drawn, correction, strict=True)
