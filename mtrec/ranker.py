@@ -30,8 +30,6 @@ from mtrec.userstore import UserRows
 # Bound the memory of one pass, not its result.
 USERS_PER_BLOCK = 256
 _PAIRS_PER_BLOCK = 1 << 16
-MAX_REASONS = 100
-"""Items of a history that are looked at as reasons, the latest ones; each costs one encoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,22 +124,6 @@ def _widen(values: NDArray[np.generic], width: int, fill: float) -> NDArray[Any]
     return np.pad(values, ((0, 0), (0, missing)), constant_values=fill)
 
 
-class _Part:
-    """Item vectors (N, D) that are a part of the logit, and their mean over the catalogue."""
-
-    def __init__(self, vectors: NDArray[np.float32]) -> None:
-        self.vectors = vectors
-        known = vectors[NUM_SPECIAL:]
-        self._mean = (
-            known.mean(axis=0, dtype=np.float64) if len(known) else np.zeros(vectors.shape[1])
-        )
-
-    def relative(self, item_index: NDArray[np.integer]) -> NDArray[np.float64]:
-        """Give vectors minus the mean: (C, D) float64."""
-        found: NDArray[np.float64] = self.vectors[item_index] - self._mean
-        return found
-
-
 class Ranker:
     """Rank with the model and the vectors of a bundle; read-only, to be shared by threads.
 
@@ -168,7 +150,7 @@ class Ranker:
         self.retrieval_task = next(task.name for task in config.tasks if task.kind == "retrieval")
         self.weights = {name: weight for name, weight in score.weights.items() if weight}
         self.weights = self.weights or {self.retrieval_task: 1.0}
-        self._tie_rank = tie_rank
+        self.tie_rank = tie_rank
         self._device = device
         self._model = bundle.model.to(device).eval()
         self._vectors = ItemVectors(
@@ -178,15 +160,9 @@ class Ranker:
             )
         )
         self._index = ExactIndex(arrays.search, arrays.bias, device=device)
-        self._by_popularity = np.lexsort((self._tie_rank, -bundle.popular))
+        self._by_popularity = np.lexsort((self.tie_rank, -bundle.popular))
         # In a catalogue without any content, what behaviour taught tells what is alike.
         self.likeness = arrays.content if arrays.content.any() else arrays.collaborative
-        self._parts = [_Part(arrays.content), _Part(arrays.collaborative)]
-        self._is_told = np.zeros(len(arrays.content), np.bool_)
-        if bundle.ials is not None:
-            self._parts.append(_Part(bundle.ials.items))
-            if bundle.ials.told is not None:
-                self._is_told = bundle.ials.told
 
     @property
     def is_exact(self) -> bool:
@@ -234,7 +210,7 @@ class Ranker:
         if blends_ranking or wish.diversity > 0.0:
             width = max(wish.k, self._num_candidates)
         item_index, retrieval = self._candidates(
-            crowd, min(width, len(self._tie_rank)), wish.allowed
+            crowd, min(width, len(self.tie_rank)), wish.allowed
         )
         tasks: dict[str, NDArray[np.float64]] = {}
         if blends_ranking:
@@ -317,42 +293,13 @@ class Ranker:
                 predictions[task.name] = term.join(task, predictions[task.name], said)
         return {name: values.astype(np.float32) for name, values in predictions.items()}
 
-    def content_share(
-        self,
-        user: NDArray[np.float32],
-        item_index: NDArray[np.integer],
-        added: NDArray[np.float32] | None = None,
-    ) -> NDArray[np.float64]:
-        """Give the share of content in the logits of one user for (C,) items: (C,) in [0, 1].
-
-        With each part's logit relative to its mean over the catalogue for this user:
-        |content| / (|content| + |collaborative|); 0.5 where both are 0. What the user's items add
-        to the logits, (N,), is collaborative; factors that a text tells are content.
-        """
-        wide, dim = user.astype(np.float64), self._parts[0].vectors.shape[1]
-        content = self._parts[0].relative(item_index) @ wide[:dim]
-        collaborative = self._parts[1].relative(item_index) @ wide[:dim]
-        is_told = self._is_told[item_index]
-        for part in self._parts[2:]:
-            logit = part.relative(item_index) @ wide[dim:]
-            content += np.where(is_told, logit, 0.0)
-            collaborative += np.where(is_told, 0.0, logit)
-        if added is not None:
-            collaborative += added[item_index] - added[NUM_SPECIAL:].mean(dtype=np.float64)
-        content, collaborative = np.abs(content), np.abs(collaborative)
-        total = content + collaborative
-        share: NDArray[np.float64] = np.where(
-            total > 0.0, content / np.where(total > 0.0, total, 1.0), 0.5
-        )
-        return share
-
     @cached_property
     def friends(self) -> FriendScorer | None:
         """What ranks friends among the stored users; None: the model has no social task."""
         store = self.bundle.users
         if store.social is None:
             return None
-        items = store.seen_matrix(len(self._tie_rank))
+        items = store.seen_matrix(len(self.tie_rank))
         return self.friend_scorer(FriendGraph(store.social.links, items), store.social.vectors)
 
     def friend_scorer(self, graph: FriendGraph, vectors: NDArray[np.floating]) -> FriendScorer:
@@ -367,47 +314,28 @@ class Ranker:
             found: NDArray[np.float32] = self._model.social(states.vector).cpu().numpy()
         return found
 
-    def influence(
+    def log_shares(
         self,
         histories: Histories,
         users: UserRows,
-        row: int,
+        owner: NDArray[np.int64],
         item_index: NDArray[np.integer],
         exclude: NDArray[np.integer],
-    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """Give what each item of one user's history does for given items.
-
-        The effect of j on i is log p_i with the whole history minus log p_i without the events of
-        j, where p is the softmax of the logits over what may be listed: above 0 where j speaks
-        for i. Over the whole catalogue, j itself would take part: a model that knows that nobody
-        comes back to j gives it more without its event, and i less, whatever j says of i.
+    ) -> NDArray[np.float64]:
+        """Give the log of each item's share in the softmax over what may be listed: (B, C).
 
         Args:
             histories: B users.
-            users: B rows.
-            row: whose history it is about.
+            users: rows of users.
+            owner: (B,) whose row there goes with each history.
             item_index: (C,) positions of items that may be listed.
             exclude: positions that must not be listed.
-
-        Returns:
-            (J,) distinct items of the history, the `MAX_REASONS` latest at most, and (J, C)
-            effects.
         """
-        history = histories.rows([row])
-        history = history.select(history.item_index >= NUM_SPECIAL)
-        start, _ = last_windows(history, self.bundle.config.model.history.length)
-        visible = history.item_index[start[0] :]
-        newest, last = np.unique(visible[::-1], return_index=True)
-        items = newest[np.argsort(last)][:MAX_REASONS]
-        variants = history.rows(np.zeros(len(items) + 1, np.int64))
-        without = np.concatenate([[-1], items])[variants.event_user]
-        variants = variants.select(variants.item_index != without)
-        states = self._states(variants, users, np.full(len(variants), row))
+        states = self._states(histories, users, owner)
         item_item = self.bundle.item_item
-        added = item_item.scores(variants) if item_item is not None else None
-        vectors = self._vectors_of(states, variants)
-        shares = self._index.log_shares(vectors, item_index, added, exclude)
-        return items, shares[0] - shares[1:]
+        added = item_item.scores(histories) if item_item is not None else None
+        vectors = self._vectors_of(states, histories)
+        return self._index.log_shares(vectors, item_index, added, exclude)
 
     # ---- steps ----------------------------------------------------------------------------------
 
@@ -488,7 +416,7 @@ class Ranker:
         self, exclude: NDArray[np.integer], allowed: NDArray[np.bool_] | None, count: int
     ) -> NDArray[np.int64]:
         """Give the positions with the most events, ties by item id, -1 where there are too few."""
-        usable = np.ones(len(self._tie_rank), bool) if allowed is None else allowed.copy()
+        usable = np.ones(len(self.tie_rank), bool) if allowed is None else allowed.copy()
         usable[:NUM_SPECIAL] = False
         usable[exclude] = False
         best = self._by_popularity[usable[self._by_popularity]][:count]
@@ -528,7 +456,7 @@ class Ranker:
     ) -> NDArray[np.int64]:
         """Give the columns of each user's k items, sorted by score, ties by item id: (B, <= k)."""
         filled = np.where(item_index >= 0, score, -1.0)
-        order = np.lexsort((self._tie_rank[item_index], -filled), axis=1)
+        order = np.lexsort((self.tie_rank[item_index], -filled), axis=1)
         keep: NDArray[np.int64] = order[:, : wish.k].copy()
         if wish.diversity == 0.0:
             return keep

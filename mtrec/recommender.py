@@ -7,7 +7,6 @@ writing; after `load` an instance is read-only and may be shared by threads.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,37 +19,17 @@ from mtrec.catalogue import NUM_SPECIAL, Catalogue
 from mtrec.config import ScoreConfig
 from mtrec.data.histories import Histories
 from mtrec.errors import RequestError
+from mtrec.explain import Explainer, Explanation
 from mtrec.friends import FriendGraph, FriendScorer
 from mtrec.inputs import RequestInputs
 from mtrec.itemitem import interaction_matrix
 from mtrec.profile import tell_user
 from mtrec.query import Limits, Query, QueryReader, clip, read_id, read_ids, read_text
-from mtrec.ranker import USERS_PER_BLOCK, Crowd, PairContext, RankedLists, Ranker, Wish
-from mtrec.rerank import cosines, unit_rows
+from mtrec.ranker import USERS_PER_BLOCK, PairContext, RankedLists, Ranker, Wish
+from mtrec.rerank import cosines
 from mtrec.userstore import UserRows
 
 __all__ = ["Explanation", "Limits", "PairContext", "RankedLists", "Recommender", "UserRows"]
-
-_NUM_REASONS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Why one item is in one user's list.
-
-    Attributes:
-        content_share: what of its logit is content, 0 to 1, see `Ranker.content_share`.
-        reasons: (R,) int32, positions of the history's items that speak most for it, the strongest
-            first; three at most, none where no item does.
-        effect: (R,) float64, above 0: what the item's log share loses without that reason, see
-            `Ranker.influence`.
-        similarity: (R,) float64, -1 to 1: the cosine of the contents of item and reason.
-    """
-
-    content_share: float
-    reasons: NDArray[np.int32]
-    effect: NDArray[np.float64]
-    similarity: NDArray[np.float64]
 
 
 class Recommender:
@@ -87,6 +66,7 @@ class Recommender:
         )
         self._has_integer_users = id_types.get("user_id") == "int64"
         self._ranker = Ranker(bundle, self._catalogue.tie_rank, device=device, score=score)
+        self._explainer = Explainer(self._ranker)
         self._inputs = RequestInputs(bundle, self._catalogue, device=device, threads=threads)
 
     @classmethod
@@ -395,7 +375,7 @@ class Recommender:
         users = self.user_rows(histories.user_ids.tolist()) if users is None else users
         crowd = self._ranker.crowd(histories, users, exclude)
         return [
-            self._explanations(lists.item_index[row], crowd.rows([row]), histories, users, row)
+            self._explainer.explain(lists.item_index[row], crowd.rows([row]), histories, users, row)
             for row in range(len(histories))
         ]
 
@@ -490,7 +470,7 @@ class Recommender:
                 entries = self._entries(lists, row)
                 if asked[row].explain:
                     places, one = lists.item_index[row], crowd.rows([row])
-                    why = self._explanations(places, one, known.histories, known.users, at)
+                    why = self._explainer.explain(places, one, known.histories, known.users, at)
                     for entry, found in zip(entries, why, strict=False):
                         entry.update(self._explanation_json(found))
                 answers[at] = {
@@ -522,38 +502,6 @@ class Recommender:
                 {"item_id": self._catalogue.source_id(place), "score": score, "tasks": tasks}
             )
         return entries
-
-    def _explanations(
-        self,
-        item_index: NDArray[np.int32],
-        one: Crowd,
-        histories: Histories,
-        users: UserRows,
-        row: int,
-    ) -> list[Explanation]:
-        """Explain the list (k,) of the user at `row` of `histories`, who is alone in `one`.
-
-        Popular lists have no explanations: the model's logits do not make them.
-        """
-        if one.is_cold[0]:
-            return []
-        places = item_index[item_index >= 0]
-        added = one.added[[0]].toarray()[0] if one.added is not None else None
-        vector = one.vectors[0]
-        share = self._ranker.content_share(vector, places, added)
-        told, effect = self._ranker.influence(histories, users, row, places, one.exclude[0])
-        vectors = self._ranker.likeness
-        likeness = np.clip(unit_rows(vectors[told]) @ unit_rows(vectors[places]).T, -1.0, 1.0)
-        found = []
-        for column, place in enumerate(places):
-            order = np.lexsort((self._catalogue.tie_rank[told], -effect[:, column]))[:_NUM_REASONS]
-            best = order[(effect[order, column] > 0.0) & (told[order] != place)]
-            found.append(
-                Explanation(
-                    float(share[column]), told[best], effect[best, column], likeness[best, column]
-                )
-            )
-        return found
 
     def _explanation_json(self, found: Explanation) -> dict[str, Any]:
         return {

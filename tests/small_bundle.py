@@ -268,3 +268,21 @@ def _tower(sizes: object, text_width: int) -> TowerSizes:
         dict(sizes.multi),  # type: ignore[attr-defined]  # FeatureSizes
         text_width,
     )
+
+
+def told(small: Small, row: int) -> list[dict[str, object]]:
+    """A stored history as a request would tell it."""
+    history, ids = small.histories, ["", "", *item_ids(False)]
+    devices = {1: "fridge", 2: "phone", 3: "tv"}
+    events = []
+    for at in range(history.offsets[row], history.offsets[row + 1]):
+        event: dict[str, object] = {
+            "item_id": ids[history.item_index[at]] or "never heard of",
+            "timestamp": float(history.timestamp[at]),
+            "hour": float(history.numbers["hour"][at]),
+            "device": devices[int(history.categories["device"][at])],
+        }
+        if np.isfinite(history.numbers["rating"][at]):
+            event["rating"] = float(history.numbers["rating"][at])
+        events.append(event)
+    return events

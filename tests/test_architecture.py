@@ -37,7 +37,17 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("query", "catalogue", "folds", "harm", "profile"),
     ),
     3: ("bundle",),
-    4: ("recommender", "ranker", "inputs", "removal", "dial", "revise", "answers", "export"),
+    4: (
+        "recommender",
+        "ranker",
+        "explain",
+        "inputs",
+        "removal",
+        "dial",
+        "revise",
+        "answers",
+        "export",
+    ),
     5: (
         "rayrun",
         "progress",

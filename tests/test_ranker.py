@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -8,7 +6,6 @@ from small_bundle import Small
 from mtrec.bundle import Bundle, load_bundle
 from mtrec.data.histories import Histories, history_batch
 from mtrec.errors import RequestError
-from mtrec.ials import ImplicitFactors
 from mtrec.ranker import Crowd, PairContext, Ranker, Wish
 from mtrec.userstore import UserRows
 
@@ -145,43 +142,6 @@ def test_context_of_pairs_is_scaled_as_in_training(
     assert inputs.numbers.tolist() == [[1.0], [0.0]]  # (18 - 12) / 6
     assert inputs.present.tolist() == [[1.0], [0.0]]
     assert inputs.categories["device"].tolist() == [2, 0]
-
-
-def test_content_share_follows_its_formula(bundle: Bundle, ranker: Ranker, crowd: Crowd) -> None:
-    user = crowd.states.vector[1].numpy()
-    vectors = bundle.vectors
-    content, collaborative = (
-        np.abs(values @ user.astype(np.float64) - (values[2:] @ user.astype(np.float64)).mean())
-        for values in (vectors.content, vectors.collaborative)
-    )
-    found = ranker.content_share(user, np.arange(2, 14))
-    np.testing.assert_allclose(found, (content / (content + collaborative))[2:], rtol=1e-5)
-
-
-def test_factors_that_a_text_tells_are_content(bundle: Bundle, crowd: Crowd) -> None:
-    rng = np.random.default_rng(0)
-    items = rng.normal(size=(14, 3)).astype(np.float32)
-    told = np.isin(np.arange(14), [4, 13])
-    ials = replace(ImplicitFactors.of(items, alpha=2.0, reg=1.0), told=told)
-    ranker = Ranker(replace(bundle, ials=ials), np.arange(14))
-    user = rng.normal(size=11).astype(np.float32)
-    vectors = bundle.vectors
-    parts = [
-        values @ part.astype(np.float64) - (values[2:] @ part.astype(np.float64)).mean()
-        for values, part in (
-            (vectors.content, user[:8]),
-            (vectors.collaborative, user[:8]),
-            (items, user[8:]),
-        )
-    ]
-    content = np.abs(parts[0] + np.where(told, parts[2], 0.0))
-    collaborative = np.abs(parts[1] + np.where(told, 0.0, parts[2]))
-    found = ranker.content_share(user, np.arange(2, 14))
-    np.testing.assert_allclose(found, (content / (content + collaborative))[2:], rtol=1e-5)
-
-
-def test_share_of_nothing_is_a_half(ranker: Ranker) -> None:
-    assert ranker.content_share(np.zeros(8, np.float32), np.array([2])).tolist() == [0.5]
 
 
 def test_numbers_beyond_the_model_are_the_requests_fault(

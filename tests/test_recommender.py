@@ -4,11 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from small_bundle import NUM_ITEMS, Small, item_ids, make_small
+from small_bundle import NUM_ITEMS, Small, item_ids, make_small, told
 
 from mtrec.bundle import load_bundle
-from mtrec.data.histories import Histories
 from mtrec.errors import RequestError
 from mtrec.recommender import Limits, Recommender
 
@@ -25,24 +23,6 @@ def integers(small_integers: Small) -> Recommender:
 
 def listed(answer: Mapping[str, Any]) -> list[Any]:
     return [entry["item_id"] for entry in answer["recommendations"]]
-
-
-def told(small: Small, row: int) -> list[dict[str, object]]:
-    """A stored history as a request would tell it."""
-    history, ids = small.histories, ["", "", *item_ids(False)]
-    devices = {1: "fridge", 2: "phone", 3: "tv"}
-    events = []
-    for at in range(history.offsets[row], history.offsets[row + 1]):
-        event: dict[str, object] = {
-            "item_id": ids[history.item_index[at]] or "never heard of",
-            "timestamp": float(history.timestamp[at]),
-            "hour": float(history.numbers["hour"][at]),
-            "device": devices[int(history.categories["device"][at])],
-        }
-        if np.isfinite(history.numbers["rating"][at]):
-            event["rating"] = float(history.numbers["rating"][at])
-        events.append(event)
-    return events
 
 
 # ---- lists --------------------------------------------------------------------------------------
@@ -285,51 +265,6 @@ def test_context_changes_ranking_tasks_but_not_retrieval(recommender: Recommende
     assert plain["recommendations"][0]["tasks"]["like"] != pytest.approx(
         late["recommendations"][0]["tasks"]["like"], rel=1e-3
     )
-
-
-def log_share(
-    recommender: Recommender, histories: Histories, user: int, item: int, gone: list[int]
-) -> float:
-    """Log softmax of an item over the catalogue without some, from the model itself."""
-    users = recommender.user_rows(histories.user_ids.tolist())
-    vector = recommender._ranker.crowd(histories, users).states.vector[user].double()
-    vectors = recommender._ranker._vectors
-    logits = vectors.fused.double() @ vector + vectors.bias.double()
-    logits[[0, 1, *gone]] = -torch.inf
-    return float(torch.log_softmax(logits, 0)[item])
-
-
-def test_reasons_are_what_the_recommendation_loses_without_them(
-    small: Small, recommender: Recommender
-) -> None:
-    ids = item_ids(False)
-    whole = small.histories
-    for user in (0, 3, 5):
-        history = told(small, user)
-        (answer,) = recommender.recommend(
-            [{"user_id": f"u{user}", "history": history, "explain": True}]
-        )
-        known = {event["item_id"] for event in history}
-        seen = [2 + ids.index(str(item_id)) for item_id in known]
-        for entry in answer["recommendations"]:
-            item = 2 + ids.index(entry["item_id"])
-            assert 0.0 <= entry["content_share"] <= 1.0
-            before = log_share(recommender, whole, user, item, seen)
-            effects = {}
-            for reason in known:
-                place = 2 + ids.index(reason)
-                left = whole.select((whole.event_user != user) | (whole.item_index != place))
-                effects[reason] = before - log_share(recommender, left, user, item, seen)
-            expected = sorted((r for r in known if effects[r] > 0), key=lambda r: -effects[r])[:3]
-            assert [reason["item_id"] for reason in entry["reasons"]] == expected
-            for reason in entry["reasons"]:
-                assert reason["effect"] == pytest.approx(effects[reason["item_id"]], abs=1e-5)
-                assert -1.0 <= reason["similarity"] <= 1.0
-
-
-def test_popular_list_has_no_content_share(recommender: Recommender) -> None:
-    (answer,) = recommender.recommend([{"explain": True}])
-    assert all("content_share" not in entry for entry in answer["recommendations"])
 
 
 # ---- other questions ----------------------------------------------------------------------------

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_bundle import Small, item_ids
-from test_recommender import told
+from small_bundle import Small, item_ids, told
 
 from mtrec import removal
 from mtrec.bundle import load_bundle
