@@ -372,8 +372,9 @@ class TrainConfig(Section):
     learning_rate: float = Field(1e-3, gt=0.0)
     weight_decay: float = Field(0.01, ge=0.0)
     """Of layers; not applied to embeddings, biases and norms."""
-    ranking_decay: float = Field(0.1, ge=0.0)
-    """Weight decay of the ranking network's item tables, as regularisation is in SVD++."""
+    ranking_decay: float = Field(1.0, ge=0.0)
+    """Weight decay of the ranking network's item tables, as regularisation is in SVD++. Ratings and
+    likes are learned by heart long before the best lists are found; this keeps them from it."""
     warmup_steps: int = Field(100, ge=0)
     clip_norm: float = Field(1.0, gt=0.0)
     """Largest norm of the whole gradient."""
