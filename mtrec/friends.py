@@ -1,9 +1,9 @@
 """Who may want to befriend whom: what links and tastes say of two users, and lists of friends.
 
-Two counts go into every friend's logit beside the model's user vectors: friends in common and items
-in common, where whom or what few share counts more. They are computed from what may be known:
-held-out links are in no count. Pure NumPy and SciPy; training, evaluation and `Recommender` all
-come here, so that they agree.
+Three counts go into every friend's logit beside the model's user vectors: friends in common, items
+in common, and friends of one who are friends of the other's friends; whom or what few share counts
+more. They are computed from what may be known: held-out links are in no count. Pure NumPy and
+SciPy; training, evaluation and `Recommender` all come here, so that they agree.
 
 Shape letters: A users who ask, C candidates, U users, N items, D width of a social vector, F
 counts.
@@ -19,11 +19,13 @@ from scipy import sparse
 from mtrec.data.links import Links
 from mtrec.metrics import Relevance
 
-NUM_COUNTS = 2
-"""F: friends in common, items in common."""
+NUM_COUNTS = 3
+"""F: friends in common, items in common, friends of friends in common."""
 
 SOCIAL_BASELINES = ("common_neighbours", "adamic_adar")
 
+# A way over two friends is worth a few hundredths: the logarithm shall tell few ways from many.
+_WAY_SCALE = 100.0
 # Metrics keep two numbers for padding and for what is unknown.
 _METRIC_SHIFT = 2
 # Candidates whose scores are in memory at a time.
@@ -50,6 +52,11 @@ class FriendGraph:
         item_weight = np.where(met > 0, 1.0 / np.log1p(np.maximum(met, 1)), 0.0)
         self._weighted_links = _transposed(links, friend_weight)
         self._weighted_items = _transposed(items, item_weight)
+        self._share = np.where(degree > 0, 1.0 / np.maximum(degree, 1), 0.0)
+        # In float64: what is taken away again must leave nothing.
+        self._step = sparse.csr_array(links.T * self._share[:, None])
+        # What the ways a-b-y-b are worth, for each b: they pass the link a-b itself.
+        self._back = self._share * (links @ self._share)
 
     def __len__(self) -> int:
         return int(self.links.shape[0])
@@ -60,22 +67,41 @@ class FriendGraph:
         items: sparse.csr_array,
         candidates: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
-        """Give log(1 + count) of what users and candidates have in common: (A, C, F) float32.
+        """Give what users and candidates have in common: (A, C, F) float32.
 
-        The first is the index of Adamic and Adar (2003, equation 2): the sum over common friends z
-        of 1 / log(links of z). The second is the same over common items, 1 / log(1 + users who met
-        it). Logarithms, because the tenth friend in common says less than the first.
+        The first is log(1 + the index of Adamic and Adar 2003, equation 2): the sum over common
+        friends z of 1 / log(links of z). The second is the same over common items, 1 / log(1 +
+        users who met it). The third is log(1 + 100 * sum over ways a-x-y-b of 1 / (links of x times
+        links of y)), resource allocation (Zhou, Lu and Zhang 2009) over three steps instead of two;
+        ways that pass the link a-b itself are left out, so that no link tells of itself.
+        Logarithms, because the tenth friend in common says less than the first.
 
         Args:
             links: (A, U), whom those who ask are linked to.
             items: (A, N), what they met.
             candidates: (C,) positions; by default all users.
         """
-        found = []
-        for rows, weighted in ((links, self._weighted_links), (items, self._weighted_items)):
-            chosen = weighted if candidates is None else weighted[:, candidates]
-            found.append(np.log1p((rows @ chosen).toarray()))
+        chosen = slice(None) if candidates is None else candidates
+        found = [
+            np.log1p((rows @ weighted[:, chosen]).toarray())
+            for rows, weighted in ((links, self._weighted_links), (items, self._weighted_items))
+        ]
+        found.append(np.log1p(_WAY_SCALE * self._ways(links, chosen)))
         return np.stack(found, axis=-1).astype(np.float32)
+
+    def _ways(
+        self, links: sparse.csr_array, chosen: slice | NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Sum 1 / (links of x times links of y) over ways a-x-y-b not over a-b: (A, C)."""
+        ways = (links @ self._step @ self._step[:, chosen]).toarray().astype(np.float64)
+        # Over the link itself: a-b-y-b, a-x-a-b, and a-b-a-b, which is both.
+        degree_A = np.diff(links.indptr)
+        share_A = np.where(degree_A > 0, 1.0 / np.maximum(degree_A, 1), 0.0)
+        back_A = share_A * (links @ self._share)
+        row, column = links[:, chosen].nonzero()
+        share_C, back_C = self._share[chosen], self._back[chosen]
+        ways[row, column] -= back_C[column] + back_A[row] - share_A[row] * share_C[column]
+        return np.maximum(ways, 0.0)
 
     def common_neighbours(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """Count the friends that users (A,) and every user have in common: (A, U) float32."""

@@ -36,7 +36,7 @@ def graph(matrices: tuple[np.ndarray, np.ndarray]) -> FriendGraph:
 
 
 def in_common(matrices: tuple[np.ndarray, np.ndarray], a: int, b: int) -> list[float]:
-    """The two counts as their papers write them, by loops."""
+    """The three counts as they are written, by loops."""
     links, items = matrices
     friends = sum(
         1.0 / math.log(links[z].sum())
@@ -48,7 +48,13 @@ def in_common(matrices: tuple[np.ndarray, np.ndarray], a: int, b: int) -> list[f
         for i in range(NUM_ITEMS)
         if items[a, i] and items[b, i]
     )
-    return [math.log1p(friends), math.log1p(shared)]
+    ways = sum(
+        1.0 / (links[x].sum() * links[y].sum())
+        for x in range(NUM_USERS)
+        for y in range(NUM_USERS)
+        if links[a, x] and links[x, y] and links[y, b] and x != b and y != a
+    )
+    return [math.log1p(friends), math.log1p(shared), math.log1p(100.0 * ways)]
 
 
 def test_counts_equal_loops_over_friends_and_items(
@@ -84,13 +90,17 @@ def test_the_own_link_is_in_no_count_of_its_ends(
 def test_lists_leave_out_friends_and_oneself(graph: FriendGraph) -> None:
     rng = np.random.default_rng(0)
     scorer = FriendScorer(
-        graph, rng.normal(size=(NUM_USERS, 4)).astype(np.float32), np.array([0.5, 2], np.float32)
+        graph, rng.normal(size=(NUM_USERS, 4)).astype(np.float32), np.array([0.5, 2, 1], np.float32)
     )
     asked = np.arange(NUM_USERS)
 
     places, score = scorer.rank(scorer.vectors, graph.links, graph.items, asked, k=NUM_USERS)
 
-    logits = scorer.vectors @ scorer.vectors.T + graph.counts(graph.links, graph.items) @ [0.5, 2]
+    logits = scorer.vectors @ scorer.vectors.T + graph.counts(graph.links, graph.items) @ [
+        0.5,
+        2,
+        1,
+    ]
     for user in asked:
         friends = set(graph.links[[user]].nonzero()[1].tolist())
         wanted = sorted(set(asked.tolist()) - friends - {user}, key=lambda v: -logits[user, v])
@@ -103,7 +113,7 @@ def test_lists_leave_out_friends_and_oneself(graph: FriendGraph) -> None:
 
 
 def test_somebody_new_may_be_told_of_everyone(graph: FriendGraph) -> None:
-    scorer = FriendScorer(graph, np.zeros((NUM_USERS, 2), np.float32), np.ones(2, np.float32))
+    scorer = FriendScorer(graph, np.zeros((NUM_USERS, 2), np.float32), np.ones(3, np.float32))
     items = graph.items[[3]]
     nobody = sparse.csr_array((1, NUM_USERS), dtype=np.float32)
 

@@ -339,7 +339,7 @@ def befriended(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
 
 
 def friend_logits(recommender: Recommender, user: int, vector: np.ndarray) -> np.ndarray:
-    """z = s_a . s_b + w . (log(1 + friends in common), log(1 + items in common)), by loops."""
+    """z = s_a . s_b + w . (friends, items and ways over two friends in common), by loops."""
     social = recommender.bundle.users.social
     links = social.links.toarray()
     seen = [set(items.tolist()) for items in recommender.bundle.users.seen(np.arange(8))]
@@ -350,7 +350,13 @@ def friend_logits(recommender: Recommender, user: int, vector: np.ndarray) -> np
         friends = sum(1 / math.log(links[z].sum()) for z in common if links[z].sum() > 1)
         shared = seen[user] & seen[other]
         items = sum(1 / math.log(1 + sum(item in met for met in seen)) for item in shared)
-        counts = [math.log1p(friends), math.log1p(items)]
+        ways = sum(
+            1 / (links[x].sum() * links[y].sum())
+            for x in range(8)
+            for y in range(8)
+            if links[user, x] and links[x, y] and links[y, other] and x != other and y != user
+        )
+        counts = [math.log1p(friends), math.log1p(items), math.log1p(100 * ways)]
         logits[other] = vector @ social.vectors[other] + np.dot(weights, counts)
     return logits
 
