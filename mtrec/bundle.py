@@ -22,7 +22,7 @@ from pyarrow import fs
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from mtrec import storage
+from mtrec import artifacts, storage
 from mtrec.catalogue import NUM_SPECIAL
 from mtrec.config import Config
 from mtrec.configfile import parse_config
@@ -282,7 +282,7 @@ def write_version(
     """
     version = _free_version(bundles, f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{key[:8]}")
     target = storage.join(bundles, version)
-    with storage.write_artifact(target, kind=KIND, key=key, parents=parents) as writer:
+    with artifacts.write_artifact(target, kind=KIND, key=key, parents=parents) as writer:
         system, inner = storage.filesystem(writer.path)
         local = storage.is_local(writer.path)
         # The user store is built in memory maps: for a URI in a local folder first.
@@ -308,7 +308,7 @@ def find_bundle(path: str) -> str:
     """
     if storage.is_file(path):
         pointer, versions = path, storage.parent(path)
-    elif storage.exists(storage.join(path, storage.MANIFEST)):
+    elif storage.exists(storage.join(path, artifacts.MANIFEST)):
         return path
     else:
         pointer, versions = storage.join(path, CURRENT), path
@@ -316,7 +316,7 @@ def find_bundle(path: str) -> str:
         raw = storage.read_bytes(pointer)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise ArtifactError(
-            f"{path} holds no bundle: neither {storage.MANIFEST} nor {CURRENT} found\n"
+            f"{path} holds no bundle: neither {artifacts.MANIFEST} nor {CURRENT} found\n"
             "give a version's folder or the bundles/ folder of a run; `mtrec train` makes one"
         ) from error
     named = raw[:_POINTER_BYTES].decode("utf-8", "replace").strip()
@@ -337,9 +337,9 @@ def remove_unfinished(bundles: str) -> None:
     for name in [info.base_name for info in system.get_file_info(selector)]:
         version = _VERSION.match(name)
         place = storage.join(bundles, name)
-        is_whole = version and storage.exists(storage.join(place, storage.MANIFEST))
+        is_whole = version and storage.exists(storage.join(place, artifacts.MANIFEST))
         if version and not is_whole:
-            storage.remove_leftovers(storage.join(bundles, version[0]))
+            artifacts.remove_leftovers(storage.join(bundles, version[0]))
     storage.remove_abandoned(bundles)
 
 
@@ -351,9 +351,9 @@ def load_bundle(path: str) -> Bundle:
     """
     with storage.explained("read the bundle", path):
         place = find_bundle(path)
-        manifest = storage.read_manifest(place, KIND)
+        manifest = artifacts.read_manifest(place, KIND)
         with local_files(place, manifest) as folder:
-            storage.verify(folder, manifest, hashes=True)
+            artifacts.verify(folder, manifest, hashes=True)
             try:
                 return _read(folder, place)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

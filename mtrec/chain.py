@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from mtrec import storage
+from mtrec import artifacts, storage
 from mtrec.config import Config
 from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import ConfigError
@@ -143,17 +143,18 @@ def _join_reports(paths: Paths, reports: Sequence[str]) -> None:
     from mtrec.report_page import render_html
 
     parents = {
-        f"fold {n}": storage.read_manifest(report, "report").id for n, report in enumerate(reports)
+        f"fold {n}": artifacts.read_manifest(report, "report").id
+        for n, report in enumerate(reports)
     }
     key = storage.hash_values("folds", parents)
-    storage.remove_leftovers(paths.report)
-    manifest = storage.find_manifest(paths.report)
+    artifacts.remove_leftovers(paths.report)
+    manifest = artifacts.find_manifest(paths.report)
     if manifest is not None and manifest.key == key:
-        storage.verify(paths.report, manifest)
+        artifacts.verify(paths.report, manifest)
         return
     trees = [storage.read_json(storage.join(report, "report.json")) for report in reports]
     joined = join_reports(trees)
-    with storage.write_artifact(paths.report, kind="report", key=key, parents=parents) as writer:
+    with artifacts.write_artifact(paths.report, kind="report", key=key, parents=parents) as writer:
         storage.write_json(writer.join("report.json"), joined)
         storage.write_bytes(writer.join("report.html"), render_html(joined).encode("utf-8"))
         writer.details = {"model": joined["model"]}

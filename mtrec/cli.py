@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.exceptions import TyperException
 
-from mtrec import __version__, chain
+from mtrec import __version__, artifacts, chain
 from mtrec.config import Config
 from mtrec.configfile import dump_config, load_config
 from mtrec.errors import ConfigError, DataError, MtrecError
@@ -326,8 +326,8 @@ def _verify(path: str) -> tuple[str, int]:
 
     with storage.explained("read the bundle", path):
         place = find_bundle(path)
-        manifest = storage.read_manifest(place, "bundle")
-        storage.verify(place, manifest, hashes=True)
+        manifest = artifacts.read_manifest(place, "bundle")
+        artifacts.verify(place, manifest, hashes=True)
     return place, len(manifest.files)
 
 

@@ -16,8 +16,9 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from mtrec import baselines, storage
+from mtrec import artifacts, baselines, storage
 from mtrec.answers import RankUsers, as_evaluated, held_out_rows
+from mtrec.artifacts import Manifest
 from mtrec.bundle import Bundle, find_bundle, load_bundle
 from mtrec.comparison import MODEL, Draws, ItemFacts, Tree
 from mtrec.config import Config, RegressionTask, label_tasks, social_task
@@ -42,7 +43,6 @@ from mtrec.removal import removal_test
 from mtrec.report import Answered, Answers, build_report
 from mtrec.report_page import render_html
 from mtrec.runlog import event
-from mtrec.storage import Manifest
 
 logger = logging.getLogger("mtrec.evaluate")
 
@@ -117,13 +117,13 @@ def evaluate(
     }
     report["curves"] = shipped.metrics.get("history", [])
     report |= look_closer(config, shipped, histories, _item_facts(shipped, items))
-    with storage.write_artifact(path, kind="report", key=key, parents=parents) as writer:
+    with artifacts.write_artifact(path, kind="report", key=key, parents=parents) as writer:
         storage.write_json(writer.join("report.json"), report)
         html = render_html(report)
         storage.write_bytes(writer.join("report.html"), html.encode("utf-8"))
         writer.details = {"version": shipped.version, "model": report["model"]}
     event(logger, "evaluate.done", seconds=time.perf_counter() - started, path=path)
-    return storage.read_manifest(path, "report")
+    return artifacts.read_manifest(path, "report")
 
 
 # ---- the model ----------------------------------------------------------------------------------

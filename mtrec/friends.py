@@ -101,7 +101,8 @@ class FriendGraph:
         row, column = links[:, chosen].nonzero()
         share_C, back_C = self._share[chosen], self._back[chosen]
         ways[row, column] -= back_C[column] + back_A[row] - share_A[row] * share_C[column]
-        return np.maximum(ways, 0.0)
+        found: NDArray[np.float64] = np.maximum(ways, 0.0)
+        return found
 
     def common_neighbours(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """Count the friends that users (A,) and every user have in common: (A, U) float32."""

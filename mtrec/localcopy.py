@@ -17,7 +17,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from mtrec import storage
-from mtrec.storage import Manifest
+from mtrec.artifacts import Manifest
 
 _PREFIX = "mtrec-copy"
 # Written last: without it a copy is half of one.

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 
-from mtrec import storage
+from mtrec import artifacts, storage
 from mtrec.bundle import KIND, Bundle, find_bundle, load_bundle, write_version
 from mtrec.catalogue import NUM_SPECIAL
 from mtrec.data import contract, readers
@@ -248,7 +248,7 @@ def _encode(bundle: Bundle, items: pa.Table) -> NDArray[np.float32]:
 
 def _write(bundle: Bundle, change: Callable[[str], None], name: str, what: Sequence[str]) -> str:
     """Write a version that is a copy of another, changed."""
-    manifest = storage.read_manifest(bundle.path, KIND)
+    manifest = artifacts.read_manifest(bundle.path, KIND)
     key = storage.hash_values(name, manifest.key, manifest.content, list(what))
 
     def fill(folder: str) -> None:

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import ray.data
 from numpy.typing import NDArray
 
-from mtrec import storage
+from mtrec import artifacts, storage
+from mtrec.artifacts import Manifest
 from mtrec.bundle import KIND, Bundle, find_bundle
 from mtrec.config import Config, LabelTask, ScoreConfig, label_tasks
 from mtrec.configchecks import EXPLANATION_COLUMNS
@@ -31,7 +32,6 @@ from mtrec.errors import ArtifactError
 from mtrec.rayrun import cluster_cpus, cluster_gpus
 from mtrec.recommender import Explanation, RankedLists, Recommender
 from mtrec.runlog import event
-from mtrec.storage import Manifest
 
 logger = logging.getLogger("mtrec.score")
 
@@ -72,9 +72,9 @@ def score(
     """
     started = time.monotonic()
     place = storage.absolute(find_bundle(bundle))
-    shipped = storage.read_manifest(place, KIND)
-    storage.verify(place, shipped, hashes=True)
-    known = storage.read_manifest(dataset, "dataset")
+    shipped = artifacts.read_manifest(place, KIND)
+    artifacts.verify(place, shipped, hashes=True)
+    known = artifacts.read_manifest(dataset, "dataset")
     parts = [storage.base_name(name) for name in history_files(dataset)]
     folder = storage.absolute(storage.join(dataset, "histories"))
     if shipped.parents.get("dataset", known.id) != known.id:
@@ -84,7 +84,7 @@ def score(
         )
     gpus = cluster_gpus()
     actors = min(config.score.actors, len(parts), int(gpus) or max(1, int(cluster_cpus())))
-    with storage.write_artifact(
+    with artifacts.write_artifact(
         path, kind="predictions", key=key, parents=parents, resumable=True
     ) as writer:
         finished = finished_parts(writer.path, parts)
@@ -131,7 +131,7 @@ def score(
         actors=actors,
         seconds=round(time.monotonic() - started, 1),
     )
-    return storage.read_manifest(path, "predictions")
+    return artifacts.read_manifest(path, "predictions")
 
 
 _COUNTS = ("users", "rows", "expected_users", "expected_rows")

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from mtrec import storage
+from mtrec import artifacts, storage
+from mtrec.artifacts import Manifest
 from mtrec.bundle import KIND, find_bundle, load_bundle
 from mtrec.config import Config, ScoreConfig
 from mtrec.errors import ArtifactError
@@ -24,7 +25,6 @@ from mtrec.rayrun import cluster_cpus, cluster_gpus
 from mtrec.recommender import Recommender
 from mtrec.runlog import event
 from mtrec.score import add_counts, finished_parts, id_type, ids_as
-from mtrec.storage import Manifest
 
 logger = logging.getLogger("mtrec.score")
 
@@ -52,7 +52,7 @@ def score_friends(
     """
     started = time.monotonic()
     place = storage.absolute(find_bundle(bundle))
-    storage.verify(place, storage.read_manifest(place, KIND), hashes=True)
+    artifacts.verify(place, artifacts.read_manifest(place, KIND), hashes=True)
     num_users = len(load_bundle(place).users)
     parts = [
         {"part": f"part-{number:05d}.parquet", "start": start}
@@ -60,7 +60,7 @@ def score_friends(
     ]
     gpus = cluster_gpus()
     actors = min(config.score.actors, len(parts), int(gpus) or max(1, int(cluster_cpus())))
-    with storage.write_artifact(
+    with artifacts.write_artifact(
         path, kind="friends", key=key, parents=parents, resumable=True
     ) as writer:
         finished = finished_parts(writer.path, [str(part["part"]) for part in parts])
@@ -100,7 +100,7 @@ def score_friends(
         }
     seconds = round(time.monotonic() - started, 1)
     event(logger, "score.friends", users=users, rows=rows, seconds=seconds)
-    return storage.read_manifest(path, "friends")
+    return artifacts.read_manifest(path, "friends")
 
 
 class FriendParts:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtrec import storage
+from mtrec import artifacts, storage
 from mtrec.config import Config, label_tasks, social_task
 from mtrec.configfile import dump_config
 from mtrec.errors import ArtifactError, MtrecError
@@ -331,10 +331,10 @@ class Chain:
 
         if stage != "embed":
             # The embedding store keeps finished shards without a manifest on purpose.
-            storage.remove_leftovers(place(), key=key)
-        manifest = storage.find_manifest(place())
+            artifacts.remove_leftovers(place(), key=key)
+        manifest = artifacts.find_manifest(place())
         if manifest is not None and manifest.key == key:
-            storage.verify(place(), manifest)
+            artifacts.verify(place(), manifest)
             if wanted:
                 self.outcome.skipped.append(stage)
                 event(logger, "stage.up_to_date", stage=stage)
@@ -351,7 +351,7 @@ class Chain:
             work()
             self.outcome.done[stage] = time.monotonic() - begin
             event(logger, "stage.done", stage=stage, seconds=round(self.outcome.done[stage], 1))
-            manifest = storage.read_manifest(place(), kind)
+            manifest = artifacts.read_manifest(place(), kind)
         self.ids[kind] = manifest.id
 
     def _connect(self) -> None:

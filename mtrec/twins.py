@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mtrec import storage
+from mtrec import artifacts, storage
+from mtrec.artifacts import Manifest
 from mtrec.bundle import load_bundle
 from mtrec.comparison import MODEL, ItemFacts, Tree
 from mtrec.config import Config, Task, social_task
@@ -24,7 +25,6 @@ from mtrec.model.loading import read_links
 from mtrec.model.validation import PRIMARY
 from mtrec.report import Answers
 from mtrec.runlog import event
-from mtrec.storage import Manifest
 from mtrec.twins_page import render_twins
 
 logger = logging.getLogger("mtrec.twins")
@@ -87,12 +87,12 @@ def evaluate_twins(
             **{f"twin of {t}": p for t, p in twins.items()},
         }.items()
     }
-    with storage.write_artifact(path, kind="twins", key=key, parents=parents) as writer:
+    with artifacts.write_artifact(path, kind="twins", key=key, parents=parents) as writer:
         storage.write_json(writer.join("twins.json"), tree)
         storage.write_bytes(writer.join("twins.html"), render_twins(tree).encode("utf-8"))
         writer.details = {"tasks": tree["tasks"]}
     event(logger, "twins.done", seconds=time.perf_counter() - started, path=path)
-    return storage.read_manifest(path, "twins")
+    return artifacts.read_manifest(path, "twins")
 
 
 def compare_bundles(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_bundle import Small, make_small
 
-from mtrec import storage
+from mtrec import artifacts, storage
 from mtrec.bundle import EncoderInfo, find_bundle, load_bundle, remove_unfinished
 from mtrec.errors import ArtifactError
 from mtrec.recommender import Recommender
@@ -114,7 +114,7 @@ def test_version_tells_its_time_and_key(small: Small) -> None:
 
 def test_same_inputs_give_the_same_files(small: Small, tmp_path: Path) -> None:
     other = make_small(tmp_path)
-    first, second = (storage.read_manifest(s.path, "bundle").files for s in (small, other))
+    first, second = (artifacts.read_manifest(s.path, "bundle").files for s in (small, other))
     differing = {name for name in first if first[name] != second.get(name)}
     assert differing <= {"config.json"}  # it has the time
     assert set(first) == set(second)
@@ -197,7 +197,7 @@ def test_folder_without_a_bundle_is_an_artifact_error(tmp_path: Path) -> None:
 
 
 def test_dataset_is_no_bundle(tmp_path: Path) -> None:
-    with storage.write_artifact(str(tmp_path / "x"), kind="dataset", key="k") as writer:
+    with artifacts.write_artifact(str(tmp_path / "x"), kind="dataset", key="k") as writer:
         storage.write_bytes(writer.join("file"), b"1")
     with pytest.raises(ArtifactError, match="holds a dataset, expected a bundle"):
         load_bundle(str(tmp_path / "x"))

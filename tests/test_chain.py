@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_bundle import small_config
 
-from mtrec import storage
+from mtrec import artifacts
 from mtrec.chain import _fold_config, run
 from mtrec.config import Config
 from mtrec.dataconfig import KFoldSplit
@@ -102,7 +102,7 @@ def test_cross_validation_joins_a_run_of_each_fold(plant, tmp_path: Path, ray_lo
     events = [report["protocol"]["events"] for report in reports]
     assert sum(e["test"] for e in events) == sum(events[0].values())
     # The second fold found the item texts of the first.
-    second = storage.read_manifest(str(workdir / "folds" / "1" / "embeddings"), "embeddings")
+    second = artifacts.read_manifest(str(workdir / "folds" / "1" / "embeddings"), "embeddings")
     assert second.details["embedded"] < second.details["unique_texts"]
 
     again = run(config)

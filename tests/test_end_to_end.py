@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
-from mtrec import storage
+from mtrec import artifacts
 from mtrec.answers import RankUsers
 from mtrec.bundle import find_bundle, load_bundle
 from mtrec.chain import run
@@ -337,7 +337,7 @@ def test_neither_blocks_nor_workers_change_what_a_run_gives(
     contents = [
         {
             name: entry["sha256"]
-            for name, entry in storage.read_manifest(place, "dataset").files.items()
+            for name, entry in artifacts.read_manifest(place, "dataset").files.items()
             # These two name the files that were read.
             if name != "report.json" and not name.startswith("rejected/")
         }

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from s3_server import BUCKET, s3_environment, s3_server
 
-from mtrec import storage
+from mtrec import artifacts, storage
+from mtrec.artifacts import Manifest
 from mtrec.localcopy import local_files
-from mtrec.storage import Manifest
 
 PLACE = f"s3://{BUCKET}/artifact"
 
@@ -25,16 +25,16 @@ def manifest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Manife
         for name, value in s3_environment(line).items():
             monkeypatch.setenv(name, value)
         with (
-            storage.write_artifact(PLACE, kind="bundle", key="k") as writer,
+            artifacts.write_artifact(PLACE, kind="bundle", key="k") as writer,
             storage.write_file(writer.join("users", "a.npy")) as file,
         ):
             np.save(file, np.arange(5))
-        yield storage.read_manifest(PLACE, "bundle")
+        yield artifacts.read_manifest(PLACE, "bundle")
 
 
 def test_what_was_mapped_stays_and_the_copys_names_go(manifest: Manifest, tmp_path: Path) -> None:
     with local_files(PLACE, manifest) as folder:
-        storage.verify(folder, manifest, hashes=True)
+        artifacts.verify(folder, manifest, hashes=True)
         values = np.load(os.path.join(folder, "users", "a.npy"), mmap_mode="r")
     assert os.listdir(tmp_path) == []
     assert values.tolist() == [0, 1, 2, 3, 4]
@@ -72,7 +72,7 @@ def test_the_copy_of_a_process_that_was_killed_goes_with_the_next(
     (tmp_path / f"mtrec-copy-{os.getuid()}-{manifest.content[:32]}").mkdir()
     (tmp_path / f"mtrec-copy-{os.getuid()}-0123").mkdir()
     with local_files(PLACE, manifest) as folder:
-        storage.verify(folder, manifest, hashes=True)
+        artifacts.verify(folder, manifest, hashes=True)
         assert os.listdir(tmp_path) == [os.path.basename(folder)]
     assert os.listdir(tmp_path) == []
 
@@ -85,8 +85,8 @@ def test_a_copy_that_fails_leaves_nothing(manifest: Manifest, tmp_path: Path) ->
 
 
 def test_a_local_artifact_is_not_copied(tmp_path: Path) -> None:
-    with storage.write_artifact(str(tmp_path / "a"), kind="bundle", key="k") as writer:
+    with artifacts.write_artifact(str(tmp_path / "a"), kind="bundle", key="k") as writer:
         storage.write_bytes(writer.join("x"), b"1")
-    manifest = storage.read_manifest(str(tmp_path / "a"), "bundle")
+    manifest = artifacts.read_manifest(str(tmp_path / "a"), "bundle")
     with local_files(str(tmp_path / "a"), manifest) as folder:
         assert folder == str(tmp_path / "a")

@@ -10,7 +10,7 @@ import pytest
 from small_bundle import GENRES, Small, make_small
 from typer.testing import CliRunner
 
-from mtrec import storage
+from mtrec import artifacts, storage
 from mtrec.bundle import find_bundle, load_bundle
 from mtrec.cli import app
 from mtrec.errors import ArtifactError, DataError
@@ -178,10 +178,10 @@ def test_the_new_version_is_whole_and_tells_where_it_comes_from(
 ) -> None:
     done = add_items(str(bundles), write(tmp_path, NEW))
     place = f"{bundles}/{done.version}"
-    manifest = storage.read_manifest(place, "bundle")
+    manifest = artifacts.read_manifest(place, "bundle")
 
-    storage.verify(place, manifest, hashes=True)
-    assert manifest.parents["bundle"] == storage.read_manifest(small.path, "bundle").id
+    artifacts.verify(place, manifest, hashes=True)
+    assert manifest.parents["bundle"] == artifacts.read_manifest(small.path, "bundle").id
     assert storage.read_json(f"{place}/config.json")["revised"] == ["add-items"]
     weights = load_bundle(place).model.state_dict()
     before = load_bundle(small.path).model.state_dict()
@@ -220,8 +220,8 @@ def test_of_a_removed_user_no_file_of_the_new_version_holds_the_id(
     befriended = after.friends({"user_id": "u2"}, 8)
     assert {entry["user_id"] for entry in befriended} <= {"u0", "u3", "u5", "u6", "u7"}
     # The other files are those of before: none of them has a row for a user.
-    old = storage.read_manifest(small.path, "bundle").files
-    new = storage.read_manifest(str(place), "bundle").files
+    old = artifacts.read_manifest(small.path, "bundle").files
+    new = artifacts.read_manifest(str(place), "bundle").files
     changed = {name for name in new if new[name] != old.get(name)}
     assert {name.split("/")[0] for name in changed} == {"users", "config.json"}
 

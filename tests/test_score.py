@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from small_bundle import Small, item_ids, small_like
 
+from mtrec import artifacts, storage
 from mtrec import score as score_module
-from mtrec import storage
 from mtrec.config import Config
 from mtrec.configchecks import EXPLANATION_COLUMNS
 from mtrec.errors import ArtifactError, DataError
@@ -19,7 +19,7 @@ from mtrec.recommender import Recommender
 from mtrec.score import ScoreParts, finished_parts, score
 
 
-def run_score(small: Small, path: Path, **settings: object) -> storage.Manifest:
+def run_score(small: Small, path: Path, **settings: object) -> artifacts.Manifest:
     return score(
         small_like(small, **settings).config,
         dataset=str(small.dataset),
@@ -43,8 +43,8 @@ def score_part(small: Small, folder: Path, part: int = 0, **settings: object) ->
 @pytest.fixture
 def dataset(small: Small) -> Small:
     """The small dataset as a committed artifact."""
-    if storage.find_manifest(str(small.dataset)) is None:
-        with storage.write_artifact(f"{small.dataset}-2", kind="dataset", key="k"):
+    if artifacts.find_manifest(str(small.dataset)) is None:
+        with artifacts.write_artifact(f"{small.dataset}-2", kind="dataset", key="k"):
             pass
         shutil.copy(f"{small.dataset}-2/manifest.json", small.dataset / "manifest.json")
     return small
@@ -280,7 +280,7 @@ def test_bundle_of_another_dataset_is_refused(dataset: Small, tmp_path: Path) ->
 
 
 def test_dataset_without_users_is_refused(dataset: Small, tmp_path: Path) -> None:
-    with storage.write_artifact(str(tmp_path / "empty"), kind="dataset", key="k"):
+    with artifacts.write_artifact(str(tmp_path / "empty"), kind="dataset", key="k"):
         pass
     with pytest.raises(DataError, match="has no users"):
         score(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mtrec import storage
+from mtrec import artifacts, storage
 from mtrec.bundle import write_version
 from mtrec.chain import run
 from mtrec.config import Config
@@ -30,7 +30,7 @@ def test_a_deleted_artifact_is_redone_with_what_depends_on_it(
     """What is redone is asked here, not how: the long stages leave artifacts without work."""
 
     def leave(path: str, kind: str, key: str, parents: Mapping[str, str]) -> None:
-        with storage.write_artifact(path, kind=kind, key=key, parents=parents) as writer:
+        with artifacts.write_artifact(path, kind=kind, key=key, parents=parents) as writer:
             storage.write_bytes(writer.join("file"), b"1")
 
     def fit(_: Config, *, bundles: str, key: str, parents: Mapping[str, str], **__: str) -> None:
@@ -62,9 +62,9 @@ def test_a_new_item_embeds_exactly_one_text(copied_run: Config, tmp_path: Path) 
     changed = copied_run.model_copy(
         update={"data": copied_run.data.model_copy(update={"root": str(data)})}
     )
-    before = storage.read_manifest(f"{copied_run.run.workdir}/embeddings", "embeddings")
+    before = artifacts.read_manifest(f"{copied_run.run.workdir}/embeddings", "embeddings")
     run(changed, stages=["prepare", "embed"])
-    after = storage.read_manifest(f"{copied_run.run.workdir}/embeddings", "embeddings")
+    after = artifacts.read_manifest(f"{copied_run.run.workdir}/embeddings", "embeddings")
     assert after.details["embedded"] == 1
     assert after.details["unique_texts"] == before.details["unique_texts"] + 1
 

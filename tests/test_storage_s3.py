@@ -12,7 +12,7 @@ import pytest
 from pyarrow import fs
 from s3_server import BUCKET, Commands, Line, s3_environment, s3_server
 
-from mtrec import storage
+from mtrec import artifacts
 from mtrec.config import Config
 from mtrec.configfile import dump_config
 from mtrec.stages import STAGES
@@ -85,7 +85,7 @@ def assert_same(found: Any, expected: Any, where: str = "") -> None:
 
 def assert_equal_results(server: fs.S3FileSystem, folder: str, workdir: Path) -> None:
     """Compare a run on the server with one in a local folder."""
-    dataset = storage.read_manifest(str(workdir / "dataset"), "dataset")
+    dataset = artifacts.read_manifest(str(workdir / "dataset"), "dataset")
     assert tree(server, f"{folder}/dataset/manifest.json")["content"] == dataset.content
     local = fs.LocalFileSystem()
     found = predictions(server, f"{BUCKET}/{folder}/predictions")

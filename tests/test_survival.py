@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from processes import descendants
 
-from mtrec import storage
+from mtrec import artifacts
 from mtrec.bundle import find_bundle
 from mtrec.chain import run
 from mtrec.config import Config
@@ -196,9 +196,9 @@ def assert_whole(config: Config) -> None:
     workdir = Path(config.run.workdir)
     for name in ("dataset", "embeddings", "report", "predictions"):
         place = str(workdir / name)
-        storage.verify(place, storage.read_manifest(place, name), hashes=True)
+        artifacts.verify(place, artifacts.read_manifest(place, name), hashes=True)
     bundle = find_bundle(str(workdir / "bundles"))
-    storage.verify(bundle, storage.read_manifest(bundle, "bundle"), hashes=True)
+    artifacts.verify(bundle, artifacts.read_manifest(bundle, "bundle"), hashes=True)
     unfinished = re.compile(r"\.(writing|old)-|\.tmp$")
     assert [path for path in workdir.rglob("*") if unfinished.search(path.name)] == []
     assert run(config).skipped == list(STAGES)
@@ -217,7 +217,7 @@ def test_a_driver_killed_in_one_stage_after_the_other(
     with Driver(config) as driver:
         driver.finish()
     # Each went on where the one before was killed.
-    embedded = storage.read_manifest(str(driver.workdir / "embeddings"), "embeddings").details
+    embedded = artifacts.read_manifest(str(driver.workdir / "embeddings"), "embeddings").details
     assert embedded["reused"] > 0 and embedded["embedded"] > 0
     assert shown.count(1) == 1 and EPOCHS in shown
     assert "score.resume" in driver.log

@@ -13,7 +13,7 @@ import torch
 from processes import descendants
 from ray.train import Checkpoint, Result
 
-from mtrec import storage
+from mtrec import artifacts, storage
 from mtrec.bundle import load_bundle
 from mtrec.config import Config
 from mtrec.errors import ArtifactError, ConfigError, DataError
@@ -253,7 +253,7 @@ def test_the_manifest_names_its_parents(planted_run) -> None:
     _, workdir = planted_run
     bundles = workdir / "bundles"
     version = (bundles / "CURRENT").read_text().strip()
-    manifest = storage.read_manifest(str(bundles / version), "bundle")
+    manifest = artifacts.read_manifest(str(bundles / version), "bundle")
     dataset = json.loads((workdir / "dataset" / "manifest.json").read_text())
     assert manifest.parents["dataset"] == dataset["id"]
 

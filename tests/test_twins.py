@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_bundle import small_config
 
-from mtrec import storage
+from mtrec import artifacts
 from mtrec.chain import run
 from mtrec.config import Config
 from mtrec.configfile import load_config, parse_config
@@ -105,7 +105,7 @@ def test_twins_are_trained_compared_and_kept(
         twin = workdir / "twins" / name
         assert load_config(str(twin / "config.yaml")).train.monitor == monitor
         assert not (twin / "dataset").exists()
-    manifest = storage.read_manifest(str(workdir / "twins" / "report"), "twins")
+    manifest = artifacts.read_manifest(str(workdir / "twins" / "report"), "twins")
     assert {"dataset", "bundle", *names} == set(manifest.parents)
     # What each twin learns is its own task alone; of retrieval that is the content's and the
     # behaviour's losses too, with weights of .2.

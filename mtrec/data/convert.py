@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrec import storage
+from mtrec import artifacts, storage
 from mtrec.data.histories import SPLITS
 from mtrec.data.sources import MOVIELENS_FILES
 from mtrec.errors import DataError
@@ -462,11 +462,11 @@ def _write(
         raise DataError(f"{source} lacks {', '.join(missing)}; expected {', '.join(files)}")
     hashes = [storage.hash_file(str(source / name)) for name in files]
     key = storage.hash_values("convert", _FORM, settings, hashes)
-    manifest = storage.find_manifest(str(folder))
+    manifest = artifacts.find_manifest(str(folder))
     if manifest is not None and manifest.key == key:
-        storage.verify(str(folder), manifest)
+        artifacts.verify(str(folder), manifest)
         return
-    with storage.write_artifact(str(folder), kind="tables", key=key) as writer:
+    with artifacts.write_artifact(str(folder), kind="tables", key=key) as writer:
         for name, (header, rows) in tables().items():
             with Path(writer.join(name)).open("w", encoding="utf-8", newline="") as file:
                 out = csv.writer(file, lineterminator="\n")

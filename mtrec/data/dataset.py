@@ -1,6 +1,6 @@
 """The tables of a dataset artifact: written and read back, all users' events as `Histories`.
 
-It checks no hashes; that is `storage.verify`, done before.
+It checks no hashes; that is `artifacts.verify`, done before.
 """
 
 import io

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from mtrec import storage
+from mtrec import artifacts, storage
+from mtrec.artifacts import Manifest
 from mtrec.config import Config
 from mtrec.data import contract, readers, splits
 from mtrec.data.accounts import Accounts
@@ -63,7 +64,6 @@ from mtrec.data.sources import resolve_root
 from mtrec.dataconfig import GlobalTimeSplit, ItemsTable, NumberColumn, UsersTable
 from mtrec.errors import DataError
 from mtrec.runlog import timed
-from mtrec.storage import Manifest
 from mtrec.text.templates import render_rows
 
 logger = logging.getLogger("mtrec.data")
@@ -109,7 +109,7 @@ def prepare(config: Config, *, path: str, key: str) -> Manifest:
     plans = {table: readers.plan(part, root) for table, part in _tables(config).items()}
     with (
         timed(logger, "prepare") as told,
-        storage.write_artifact(path, kind="dataset", key=key) as writer,
+        artifacts.write_artifact(path, kind="dataset", key=key) as writer,
     ):
         # Tasks run in other folders: they need the whole path.
         folder = writer.path if "://" in path else os.path.abspath(writer.path)
@@ -133,7 +133,7 @@ def prepare(config: Config, *, path: str, key: str) -> Manifest:
         }
     for line in _worth_saying(config, plans, report, path):
         logger.warning("%s", line)
-    manifest = storage.find_manifest(path)
+    manifest = artifacts.find_manifest(path)
     assert manifest is not None, f"{path} was just written"
     return manifest
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from mtrec import storage
+from mtrec import artifacts, storage
 from mtrec.config import Config, label_tasks, social_task
 from mtrec.data.dataset import read_histories, read_table
 from mtrec.data.features import Features, FeatureSizes, FeatureTransform
@@ -130,7 +130,7 @@ def config_tells_users(config: Config) -> bool:
 
 def open_store(config: Config, embeddings: str) -> EmbeddingStore | None:
     """Open the run's vectors; None for a run without text."""
-    manifest = storage.read_manifest(embeddings, "embeddings")
+    manifest = artifacts.read_manifest(embeddings, "embeddings")
     encoder = manifest.details["encoder"]
     if encoder is None:
         return None

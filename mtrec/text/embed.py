@@ -19,12 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from mtrec import storage
+from mtrec import artifacts, storage
+from mtrec.artifacts import Manifest
 from mtrec.config import Config, TextConfig
 from mtrec.errors import ArtifactError, ConfigError, MtrecError
 from mtrec.rayrun import alive_nodes, cluster_gpus, largest_node_cpus, usable_cores
 from mtrec.runlog import event
-from mtrec.storage import Manifest
 from mtrec.text.encoder import build_encoder, describe_encoder, has_cuda
 from mtrec.text.spec import EncoderSpec
 from mtrec.text.store import EmbeddingStore, store_path
@@ -63,8 +63,8 @@ def embed(
         ConfigError: the encoder cannot be loaded, or `text.device: cuda` finds no GPU.
         ArtifactError: the dataset or the store is damaged.
     """
-    storage.read_manifest(dataset, "dataset")
-    storage.remove(storage.join(path, storage.MANIFEST))
+    artifacts.read_manifest(dataset, "dataset")
+    storage.remove(storage.join(path, artifacts.MANIFEST))
     text = config.text
     if text.item_template is None and text.user_template is None and text.behaviour is None:
         details: dict[str, Any] = {"encoder": None, "unique_texts": 0, "embedded": 0}
@@ -358,5 +358,5 @@ def _write_manifest(
         files=files,
         details=details,
     )
-    storage.write_json(storage.join(path, storage.MANIFEST), asdict(manifest))
+    storage.write_json(storage.join(path, artifacts.MANIFEST), asdict(manifest))
     return manifest

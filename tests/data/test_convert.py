@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtrec import storage
+from mtrec import artifacts
 from mtrec.data import convert
 from mtrec.errors import DataError
 
@@ -162,21 +162,22 @@ def test_users_who_are_left_out_are_nowhere_and_the_others_keep_their_splits(
     assert read(tmp_path / "out", "items.csv") == read(tmp_path / "all", "items.csv")
     # Nor are tables of everybody taken for those.
     convert.movielens_100k_random(movielens, tmp_path / "all", seed=3, without={"2", "5"})
-    one, other = (storage.read_manifest(str(tmp_path / name), "tables") for name in ("all", "out"))
+    one = artifacts.read_manifest(str(tmp_path / "all"), "tables")
+    other = artifacts.read_manifest(str(tmp_path / "out"), "tables")
     assert one.content == other.content
 
 
 def test_tables_are_written_once_and_anew_for_another_seed(movielens: Path, tmp_path: Path) -> None:
     out, again = tmp_path / "out", tmp_path / "again"
     convert.movielens_100k_random(movielens, out, seed=0)
-    first = storage.read_manifest(str(out), "tables")
+    first = artifacts.read_manifest(str(out), "tables")
     convert.movielens_100k_random(movielens, out, seed=0)
-    assert storage.read_manifest(str(out), "tables").id == first.id
+    assert artifacts.read_manifest(str(out), "tables").id == first.id
 
     convert.movielens_100k_random(movielens, again, seed=0)
-    assert storage.read_manifest(str(again), "tables").content == first.content
+    assert artifacts.read_manifest(str(again), "tables").content == first.content
     convert.movielens_100k_random(movielens, out, seed=1)
-    assert storage.read_manifest(str(out), "tables").content != first.content
+    assert artifacts.read_manifest(str(out), "tables").content != first.content
 
 
 def test_a_missing_or_broken_file_is_named_and_leaves_nothing(
@@ -295,7 +296,8 @@ def test_listeners_who_are_left_out_have_no_row_no_tag_and_no_friend(
     assert (tmp_path / "out" / "friends.csv").read_text() == "user_id,friend_id\n2,3\n"
     # Nor are tables of everybody taken for those.
     convert.hetrec_lastfm(hetrec, tmp_path / "all", seed=0, without={"1", "10"})
-    one, other = (storage.read_manifest(str(tmp_path / name), "tables") for name in ("all", "out"))
+    one = artifacts.read_manifest(str(tmp_path / "all"), "tables")
+    other = artifacts.read_manifest(str(tmp_path / "out"), "tables")
     assert one.content == other.content
 
 

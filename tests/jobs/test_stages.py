@@ -69,7 +69,7 @@ def finished_job(cluster: LocalCluster, folder: Path) -> Path:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_rayjobs_entrypoint_leaves_every_artifact(finished_job: Path) -> None:
-    from mtrec import storage
+    from mtrec import artifacts
 
     for name, kind in (
         ("dataset", "dataset"),
@@ -77,8 +77,8 @@ def test_the_rayjobs_entrypoint_leaves_every_artifact(finished_job: Path) -> Non
         ("report", "report"),
         ("predictions", "predictions"),
     ):
-        manifest = storage.read_manifest(str(finished_job / name), kind)
-        storage.verify(str(finished_job / name), manifest)
+        manifest = artifacts.read_manifest(str(finished_job / name), kind)
+        artifacts.verify(str(finished_job / name), manifest)
     assert (finished_job / "bundles" / "CURRENT").is_file()
 
 
@@ -135,7 +135,7 @@ def test_a_submitted_pipeline_gives_the_same_figures_as_mtrec_run(
 def test_a_job_sent_with_its_working_dir_prepares_the_same_dataset(
     cluster: LocalCluster, finished_job: Path, folder: Path, tmp_path: Path
 ) -> None:
-    from mtrec import storage
+    from mtrec import artifacts
 
     shutil.copytree(folder / "jobs", tmp_path / "source" / "jobs")
     submit = ["ray", "job", "submit", "--address", cluster.job_url]
@@ -148,8 +148,8 @@ def test_a_job_sent_with_its_working_dir_prepares_the_same_dataset(
     ]
     run(submit)
 
-    first = storage.read_manifest(str(finished_job / "dataset"), "dataset")
-    second = storage.read_manifest(str(tmp_path / "out" / "dataset"), "dataset")
+    first = artifacts.read_manifest(str(finished_job / "dataset"), "dataset")
+    second = artifacts.read_manifest(str(tmp_path / "out" / "dataset"), "dataset")
     assert first.id != second.id
     assert first.content == second.content
 

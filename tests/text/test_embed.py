@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec import storage
+from mtrec import artifacts, storage
+from mtrec.artifacts import Manifest
 from mtrec.config import Config
 from mtrec.errors import ArtifactError, ConfigError
-from mtrec.storage import Manifest
 from mtrec.text import embed as embed_module
 from mtrec.text.embed import embed, unique_texts
 from mtrec.text.hashing import HashingEncoder
@@ -34,7 +34,7 @@ def write_dataset(
     behaviour: Sequence[str | None] | None = None,
 ) -> str:
     path = str(folder / "dataset")
-    with storage.write_artifact(path, kind="dataset", key="d") as writer:
+    with artifacts.write_artifact(path, kind="dataset", key="d") as writer:
         pq.write_table(
             pa.table({"text": pa.array(items, pa.string())}), writer.join("items.parquet")
         )
@@ -108,8 +108,8 @@ def test_every_text_gets_its_vector_and_the_manifest_says_how_many(
     assert details["encoder"]["id"] == ENCODER.id
     assert details["encoder"]["dim"] == 16
     assert (manifest.kind, manifest.key, manifest.parents) == ("embeddings", "k", {"dataset": "d1"})
-    assert storage.read_manifest(str(tmp_path / "embeddings"), "embeddings") == manifest
-    storage.verify(str(tmp_path / "embeddings"), manifest, hashes=True)
+    assert artifacts.read_manifest(str(tmp_path / "embeddings"), "embeddings") == manifest
+    artifacts.verify(str(tmp_path / "embeddings"), manifest, hashes=True)
 
 
 @pytest.mark.ray
@@ -245,7 +245,7 @@ def test_a_node_with_another_model_stops_the_run_with_the_reason(
     with pytest.raises(ArtifactError, match="not the same on every machine"):
         run(tmp_path, write_dataset(tmp_path, ["Alien"]))
 
-    assert storage.find_manifest(str(tmp_path / "embeddings")) is None
+    assert artifacts.find_manifest(str(tmp_path / "embeddings")) is None
 
 
 @pytest.mark.ray
@@ -258,7 +258,7 @@ def test_damage_is_named_and_leaves_no_manifest(ray_local: None, tmp_path: Path)
     with pytest.raises(ArtifactError, match=f"{name} is damaged"):
         run(tmp_path, dataset)
 
-    assert storage.find_manifest(str(tmp_path / "embeddings")) is None
+    assert artifacts.find_manifest(str(tmp_path / "embeddings")) is None
 
 
 def test_a_damaged_dataset_is_named(tmp_path: Path) -> None:
