@@ -70,6 +70,7 @@ class PartTally:
         train_time_range: first and last time of training events; None if there is no such time.
         integer_ids: id column -> whether all ids were integers in the source.
         misfits: task -> labels that do not fit it, and one of them; tasks without such left out.
+        labels: task -> smallest and largest label of the training events; tasks without left out.
         rejected: reason -> events that were set aside here.
         outliers: number column -> events with an outlier, whatever was done with them.
     """
@@ -83,6 +84,7 @@ class PartTally:
     train_time_range: tuple[float, float] | None
     integer_ids: dict[str, bool]
     misfits: dict[str, tuple[int, float]]
+    labels: dict[str, tuple[float, float]]
     rejected: Counter[str]
     outliers: dict[str, int] = field(default_factory=dict)
 
@@ -348,6 +350,7 @@ def _tally(
         train_time_range=(float(times.min()), float(times.max())) if len(times) else None,
         integer_ids=integer_ids,
         misfits=_misfits(config, _raw_numbers(events, config)),
+        labels=_label_ranges(config, _raw_numbers(training, config)),
         rejected=Counter(),
     )
 
@@ -383,6 +386,30 @@ def _misfits(config: Config, raw: dict[str, NDArray[np.float64]]) -> dict[str, t
         if len(wrong):
             misfits[task.name] = (len(wrong), float(wrong[0]))
     return misfits
+
+
+def label_ranges(tallies: Sequence[PartTally]) -> dict[str, tuple[float, float]]:
+    """Give task -> smallest and largest training label of all parts; tasks without left out."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for tally in tallies:
+        for name, ends in tally.labels.items():
+            found.setdefault(name, []).append(ends)
+    return {
+        name: (min(low for low, _ in ends), max(high for _, high in ends))
+        for name, ends in found.items()
+    }
+
+
+def _label_ranges(
+    config: Config, raw: dict[str, NDArray[np.float64]]
+) -> dict[str, tuple[float, float]]:
+    ranges = {}
+    for task in label_tasks(config.tasks):
+        values = label_values(task.label, raw)
+        known = values[~np.isnan(values)]
+        if len(known):
+            ranges[task.name] = (float(known.min()), float(known.max()))
+    return ranges
 
 
 def _raw_numbers(events: pa.Table, config: Config) -> dict[str, NDArray[np.float64]]:

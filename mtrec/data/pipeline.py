@@ -24,7 +24,7 @@ import ray.data
 
 from mtrec import artifacts, storage
 from mtrec.artifacts import Manifest
-from mtrec.config import Config
+from mtrec.config import Config, label_tasks
 from mtrec.data import contract, readers, splits
 from mtrec.data.accounts import Accounts
 from mtrec.data.clean import (
@@ -55,6 +55,7 @@ from mtrec.data.parts import (
     PartTally,
     check_labels,
     finish_part,
+    label_ranges,
     limit_part,
     order_part,
     treat_outliers,
@@ -155,6 +156,14 @@ def _worth_saying(
     for name, does in (("validation", "nothing picks the epoch"), ("test", "nothing is judged")):
         if not report["split"][name]:
             yield f"interactions: no event is for {name}, so {does}; data.split decides it"
+    for task in label_tasks(config.tasks):
+        low, high = report["labels"].get(task.name, (None, None))
+        if low == high:
+            all_are = "no training event has one" if low is None else f"all are {low:g} in training"
+            yield (
+                f'task {task.name}: labels "{task.label}": {all_are}, so there is nothing to '
+                "learn; look at the label's expression and column"
+            )
     if config.data.interactions.timestamp is None:
         used = set(contract.source_columns(config.data.interactions).values())
         columns = {column for piece in plans["interactions"] for column in piece.header}
@@ -400,6 +409,7 @@ class _Preparation:
                 "change data.split, or the split column that the data brings along"
             )
         check_labels(self.config, tallies)
+        self.report["labels"] = label_ranges(tallies)
 
     def _fit(
         self,

@@ -88,6 +88,22 @@ def test_a_time_that_is_not_used_and_rows_set_aside_are_told(tree, tmp_path, cap
     assert any("duplicates=0" in record.message for record in caplog.records)
 
 
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        ("rating >= 1", 'task fan: labels "rating >= 1": all are 1 in training'),
+        ("rating >= 3", None),
+    ],
+)
+def test_labels_that_are_all_alike_are_told(tree, tmp_path, caplog, label, told):
+    tree["tasks"] = [*tree.get("tasks", []), {"name": "fan", "kind": "binary", "label": label}]
+    with caplog.at_level(logging.INFO, logger="mtrec"):
+        _, report = run(tree, tmp_path / "out")
+    warnings = [r.message for r in caplog.records if "nothing to learn" in r.message]
+    assert [line.partition(",")[0] for line in warnings] == ([told] if told else [])
+    assert report["labels"]["fan"] == ([1.0, 1.0] if told else [0.0, 1.0])
+
+
 def test_the_transform_was_fitted_on_training_events_only(tree, tmp_path):
     target, _ = run(tree, tmp_path / "out")
     transform = FeatureTransform.from_json(json.loads((target / "transform.json").read_text()))
