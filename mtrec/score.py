@@ -131,6 +131,13 @@ def score(
         actors=actors,
         seconds=round(time.monotonic() - started, 1),
     )
+    wanted = counts["users"] * config.score.k
+    if counts["rows"] < wanted:
+        logger.warning(
+            "lists hold %d items of %d (%d users, %d each): of the others all is met, or left out "
+            "by score.filter",
+            *(counts["rows"], wanted, counts["users"], config.score.k),
+        )
     return artifacts.read_manifest(path, "predictions")
 
 

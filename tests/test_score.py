@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -197,6 +198,18 @@ def test_stage_writes_every_user_once_in_order(
     same_user = np.array(users[1:]) == np.array(users[:-1])
     assert (np.diff(scores)[same_user] <= 0).all()
     assert (scores >= 0).all() and (scores <= 1).all()
+
+
+@pytest.mark.ray
+def test_lists_that_are_shorter_than_asked_are_told(
+    dataset: Small, tmp_path: Path, ray_local: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="mtrec.score"):
+        run_score(dataset, tmp_path / "one", k=1)
+        assert not caplog.records
+        rows = run_score(dataset, tmp_path / "all", k=50).details["rows"]
+    (told,) = caplog.records
+    assert told.getMessage().startswith(f"lists hold {rows} items of 350 (7 users, 50 each)")
 
 
 @pytest.mark.ray
