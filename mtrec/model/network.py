@@ -388,7 +388,7 @@ class RankingNetwork(nn.Module):
 
 def _pack(batch: Mapping[str, Tensor]) -> tuple[Ragged, dict[str, Tensor]]:
     """Lay the events of a padded batch end to end: (B, T, ...) -> (V, ...)."""
-    layout = Ragged.of(batch["length"])
+    layout = Ragged(batch["length"], batch["item"].shape[1])
     return layout, {name: layout.pack(values) for name, values in batch.items() if name != "length"}
 
 

@@ -7,49 +7,56 @@ Shape letters: B windows, T longest of them, V events of all windows, S places, 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ragged:
     """Where the events of B windows lie when window follows window.
 
     Attributes:
         length: (B,) int64, events of each window.
-        row: (V,) int64, the window of each event.
-        place: (V,) int64, its place there, 0 to length - 1.
+        width: T, what the padded batch has room for.
     """
 
     length: Tensor
-    row: Tensor
-    place: Tensor
+    width: int
 
-    @classmethod
-    def of(cls, length_B: Tensor) -> "Ragged":
-        """Lay out windows of these lengths."""
-        row_V = torch.repeat_interleave(length_B)
-        begin_B = length_B.cumsum(0) - length_B
-        place_V = torch.arange(len(row_V), device=row_V.device) - begin_B[row_V]
-        return cls(length_B, row_V, place_V)
+    @cached_property
+    def is_full(self) -> bool:
+        """Whether there is no padding, as with a single window; then nothing has to be moved."""
+        return int(self.length.sum()) == len(self.length) * self.width
+
+    @cached_property
+    def row(self) -> Tensor:
+        """The window of each event: (V,) int64."""
+        return torch.repeat_interleave(self.length)
+
+    @cached_property
+    def place(self) -> Tensor:
+        """Each event's place in its window, 0 to length - 1: (V,) int64."""
+        begin_B = self.length.cumsum(0) - self.length
+        return torch.arange(len(self.row), device=self.row.device) - begin_B[self.row]
 
     def pack(self, values_BTX: Tensor) -> Tensor:
         """Take the events out of a padded batch (B, T, ...): (V, ...)."""
-        return values_BTX[self.row, self.place]
+        return values_BTX.flatten(0, 1) if self.is_full else values_BTX[self.row, self.place]
 
     def pad(self, values_VX: Tensor) -> Tensor:
         """Give a padded batch (B, T, X), zeros where a window has no event."""
-        batch, events = len(self.length), len(values_VX)
-        width = int(self.length.max()) if batch else 0
-        if events == batch * width:
-            return values_VX.view(batch, width, values_VX.shape[-1])
-        padded = values_VX.new_zeros(batch, width, values_VX.shape[-1])
-        return padded.index_put((self.row, self.place), values_VX)
+        shape = len(self.length), self.width, values_VX.shape[-1]
+        if self.is_full:
+            return values_VX.view(shape)
+        return values_VX.new_zeros(shape).index_put((self.row, self.place), values_VX)
 
     def total(self, values_VX: Tensor) -> Tensor:
         """Give each window's sum: (B, X)."""
+        if self.is_full:
+            return self.pad(values_VX).sum(1)
         sums_BX = values_VX.new_zeros(len(self.length), values_VX.shape[-1])
         return sums_BX.index_add(0, self.row, values_VX)
 

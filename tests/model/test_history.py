@@ -24,7 +24,7 @@ def _events(events_BTD: Tensor, item_BT: Tensor, length_B: Tensor | None = None)
     """Lay padded windows end to end; without lengths, all of T events."""
     if length_B is None:
         length_B = torch.full((len(item_BT),), item_BT.shape[1])
-    layout = Ragged.of(length_B)
+    layout = Ragged(length_B, item_BT.shape[1])
     return Events(layout, layout.pack(events_BTD), layout.pack(item_BT))
 
 

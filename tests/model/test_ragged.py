@@ -10,7 +10,7 @@ LENGTHS = torch.tensor([2, 0, 4, 1])
 
 @pytest.fixture
 def layout() -> Ragged:
-    return Ragged.of(LENGTHS)
+    return Ragged(LENGTHS, 4)
 
 
 def test_events_follow_window_by_window(layout: Ragged) -> None:
@@ -19,15 +19,17 @@ def test_events_follow_window_by_window(layout: Ragged) -> None:
 
 
 @pytest.mark.parametrize("lengths", [[2, 0, 4, 1], [3, 3], [5], [0], []])
-def test_what_is_packed_comes_back_padded_with_zeros(lengths: list[int]) -> None:
-    layout = Ragged.of(torch.tensor(lengths, dtype=torch.int64))
-    width = max(lengths, default=0)
+@pytest.mark.parametrize("more", [0, 2])
+def test_what_is_packed_comes_back_padded_with_zeros(lengths: list[int], more: int) -> None:
+    width = max(lengths, default=0) + more
+    layout = Ragged(torch.tensor(lengths, dtype=torch.int64), width)
     padded = torch.randn(len(lengths), width, 3)
     for row, length in enumerate(lengths):
         padded[row, length:] = 0.0
     packed = layout.pack(padded)
     assert packed.shape == (sum(lengths), 3)
     assert torch.equal(layout.pad(packed), padded)
+    assert torch.allclose(layout.total(packed), padded.sum(1), atol=1e-6)
 
 
 def test_sums_equal_a_loop_over_windows(layout: Ragged) -> None:
@@ -59,7 +61,7 @@ def test_what_lies_at_a_place_is_left_out_with_its_group(
 
 
 def test_without_any_event_sums_are_zero() -> None:
-    layout = Ragged.of(torch.zeros(2, dtype=torch.int64))
+    layout = Ragged(torch.zeros(2, dtype=torch.int64), 1)
     nothing, one = torch.zeros(0, dtype=torch.int64), torch.tensor([1])
     for group in (None, nothing):
         found = layout.total_without(torch.zeros(0, 3), one, torch.tensor([0]), group)
