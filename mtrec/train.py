@@ -11,9 +11,12 @@ import io
 import logging
 import math
 import os
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,10 +131,28 @@ def _fit(
             run_name=run_name,
         )
         try:
-            result = trainer.fit()
+            with _interruptible():
+                result = trainer.fit()
         except Exception as error:
             raise find_cause(error) from error
     return _best_state(result)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C mean what it means elsewhere, in the body and after it.
+
+    Ray Train has a handler of its own, which it leaves behind, and which ends the process as if all
+    were well.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stopped:
+        raise KeyboardInterrupt from stopped
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _fit_here(config: Config, settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,16 @@ from mtrec.config import Config
 from mtrec.errors import ArtifactError, ConfigError, DataError
 from mtrec.model.fit import start_state, train_epoch
 from mtrec.model.loading import load_training_data
-from mtrec.train import _best_state, _check_transform, _keep, _load, _num_threads, _report, train
+from mtrec.train import (
+    _best_state,
+    _check_transform,
+    _fit,
+    _keep,
+    _load,
+    _num_threads,
+    _report,
+    train,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -273,3 +284,20 @@ def test_a_checkpoint_on_its_way_lies_in_rays_working_folder(
     ((folder, names),) = reported
     assert (os.path.dirname(folder), names) == (str(tmp_path), ["state.pt"])
     assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_while_ray_train_works_is_a_ctrl_c_and_its_handler_goes(
+    planted_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit() -> None:
+        # What Ray Train does: a handler that stays, and a clean exit once the run is aborted.
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("mtrec.train._build_trainer", lambda *_, **__: SimpleNamespace(fit=fit))
+    monkeypatch.setattr("mtrec.train.follow", lambda *_, **__: nullcontext(print))
+    before = signal.getsignal(signal.SIGINT)
+    settings = {"epochs": 1, "fitted_on": ["train"]}
+    with pytest.raises(KeyboardInterrupt):
+        _fit(planted_run[0], settings, storage_path=str(tmp_path), run_name="train")
+    assert signal.getsignal(signal.SIGINT) is before
