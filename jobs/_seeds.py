@@ -6,7 +6,7 @@ of `report.json`, paired within a seed, averaged over seeds: the interval says w
 users does to one run, so it is no narrower for having more seeds.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -76,8 +76,8 @@ class Joined:
         goal: what it is about.
         values: ours, one a seed.
         baselines: name -> mean over seeds.
-        best: the best baseline by validation, or what the goal wants it beside; None: there is
-            none.
+        best: the best baseline by validation, or by test where none has settings to choose, or what
+            the goal wants it beside; None: there is none.
         gaps: baseline -> ours against it; absent where the report has no interval.
     """
 
@@ -164,18 +164,22 @@ def join(goal: Goal, reports: Sequence[Report]) -> Joined | None:
         goal,
         tuple(float(report["model"][task][metric]) for report in reports),
         baselines,
-        goal.beside if goal.beside in baselines else _best(baselines, task, reports),
+        goal.beside if goal.beside in baselines else _best(baselines, goal, reports),
         {name: gap for name in baselines if (gap := _gap(goal, name, reports)) is not None},
     )
 
 
-def _best(names: Iterable[str], task: str, reports: Sequence[Report]) -> str | None:
+def _best(baselines: Mapping[str, float], goal: Goal, reports: Sequence[Report]) -> str | None:
     found: dict[str, float] = {}
-    for name in names:
-        figures = [_validation(report, name, task) for report in reports]
+    for name in baselines:
+        figures = [_validation(report, name, goal.task) for report in reports]
         if all(figures):
             # Oriented so that larger is better.
             found[name] = fmean(value for figure in figures for value in figure)
+    if not found:
+        # Baselines without settings have seen no validation: the hardest to beat on test.
+        sign = -1.0 if goal.lower_is_better else 1.0
+        found = {name: sign * value for name, value in baselines.items()}
     return max(found, key=found.__getitem__) if found else None
 
 

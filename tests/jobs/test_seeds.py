@@ -47,15 +47,20 @@ def test_validation_errors_choose_the_smallest_and_folds_are_averaged() -> None:
     assert joined.gaps["bias"].deviation is None
 
 
-def test_without_a_validation_figure_there_is_no_best_baseline() -> None:
-    tree = report(0.4, {"ease": (0.3, 0.3)})
-    del tree["tuned"]["ease"]["t"]["validation_ndcg@10"]
+def test_of_baselines_that_nobody_tuned_the_best_on_test_counts() -> None:
+    tree = report(0.4, {"few": (0.3, 0.3), "many": (0.35, 0.3), "some": (0.32, 0.3)})
+    tree["tuned"].clear()
+    goal = Goal("t", "ndcg@10", gain=0.03)
 
-    joined = join(Goal("t", "ndcg@10", gain=0.03), [tree])
-
+    joined = join(goal, [tree])
     assert joined is not None
-    assert joined.best is None
-    assert joined.is_aim_met is None
+    assert joined.best == "many"
+    assert joined.is_aim_met
+    # One that was tuned is compared with none that was not.
+    tuned = join(goal, [report(0.4, {"ease": (0.3, 0.3)})])
+    assert tuned is not None and tuned.best == "ease"
+    alone = join(goal, [{**tree, "baselines": {}}])
+    assert alone is not None and alone.best is None and alone.is_aim_met is None
 
 
 def test_a_figure_that_some_report_lacks_is_not_joined() -> None:
