@@ -78,7 +78,8 @@ class Tables:
         parts = [
             f"`{self._command}`",
             "\n".join([GOALS_HEADER, *self._goals]),
-            "Ours: mean ± deviation over seeds. Best baseline: by validation (P11: by test, they have no settings). Difference: of the "
+            "Ours: mean ± deviation over seeds. Best baseline: by validation (P11: by test, they "
+            "have no settings). Difference: of the "
             "same users, mean ± deviation over seeds, with the bootstrap interval of one run (P1b, "
             "P12: over folds). In C2 the other is a model trained on the users who ask, in M1 one "
             "of the task alone. Met: how far the row got, `at least` or `aim`.",
