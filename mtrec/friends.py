@@ -52,7 +52,7 @@ class FriendGraph:
         item_weight = np.where(met > 0, 1.0 / np.log1p(np.maximum(met, 1)), 0.0)
         self._weighted_links = _transposed(links, friend_weight)
         self._weighted_items = _transposed(items, item_weight)
-        self._share = np.where(degree > 0, 1.0 / np.maximum(degree, 1), 0.0)
+        self._share = _share_of(degree)
         # In float64: what is taken away again must leave nothing.
         self._step = sparse.csr_array(links.T * self._share[:, None])
         # What the ways a-b-y-b are worth, for each b: they pass the link a-b itself.
@@ -95,8 +95,7 @@ class FriendGraph:
         """Sum 1 / (links of x times links of y) over ways a-x-y-b not over a-b: (A, C)."""
         ways = (links @ self._step @ self._step[:, chosen]).toarray().astype(np.float64)
         # Over the link itself: a-b-y-b, a-x-a-b, and a-b-a-b, which is both.
-        degree_A = np.diff(links.indptr)
-        share_A = np.where(degree_A > 0, 1.0 / np.maximum(degree_A, 1), 0.0)
+        share_A = _share_of(np.diff(links.indptr))
         back_A = share_A * (links @ self._share)
         row, column = links[:, chosen].nonzero()
         share_C, back_C = self._share[chosen], self._back[chosen]
@@ -260,6 +259,11 @@ def baseline_lists(
         for rows in [asked[at : at + max(1, _BLOCK // max(1, len(graph)))]]
     ]
     return np.concatenate(lists) if lists else np.zeros((0, k), np.int64)
+
+
+def _share_of(degree: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Give what one link of users with so many is worth: 1 / links, 0 without any."""
+    return np.where(degree > 0, 1.0 / np.maximum(degree, 1), 0.0)
 
 
 def _transposed(rows: sparse.csr_array, weight: NDArray[np.float64]) -> sparse.csr_array:

@@ -151,7 +151,8 @@ def _interruptible() -> Iterator[None]:
     except SystemExit as stopped:
         raise KeyboardInterrupt from stopped
     finally:
-        if threading.current_thread() is threading.main_thread():
+        # Only the main thread has handlers; None is one that Python cannot put back.
+        if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
 
 

@@ -37,10 +37,14 @@ class Ragged:
         return torch.repeat_interleave(self.length)
 
     @cached_property
+    def begin(self) -> Tensor:
+        """The number of each window's first event: (B,) int64."""
+        return self.length.cumsum(0) - self.length
+
+    @cached_property
     def place(self) -> Tensor:
         """Each event's place in its window, 0 to length - 1: (V,) int64."""
-        begin_B = self.length.cumsum(0) - self.length
-        return torch.arange(len(self.row), device=self.row.device) - begin_B[self.row]
+        return torch.arange(len(self.row), device=self.row.device) - self.begin[self.row]
 
     def pack(self, values_BTX: Tensor) -> Tensor:
         """Take the events out of a padded batch (B, T, ...): (V, ...)."""
@@ -72,9 +76,8 @@ class Ragged:
             group_V: int64, a number from 0 on for each event: the whole group of the event at the
                 place is left out. None: the event alone.
         """
-        begin_B = self.length.cumsum(0) - self.length
         is_event_S = place_S < self.length[row_S]
-        event_S = torch.where(is_event_S, begin_B[row_S] + place_S, len(values_VX))
+        event_S = torch.where(is_event_S, self.begin[row_S] + place_S, len(values_VX))
         if group_V is None:
             own_SX = functional.pad(values_VX, (0, 0, 0, 1))[event_S]
         else:

@@ -8,7 +8,14 @@ from mtrec.configfile import parse_config
 from mtrec.data import clean, splits
 from mtrec.data.features import FeatureTransform, fit_transform
 from mtrec.data.histories import Histories
-from mtrec.data.parts import check_labels, finish_part, limit_part, order_part, set_aside
+from mtrec.data.parts import (
+    check_labels,
+    finish_part,
+    label_ranges,
+    limit_part,
+    order_part,
+    set_aside,
+)
 from mtrec.errors import DataError
 
 
@@ -208,6 +215,19 @@ def test_labels_that_do_not_fit_their_task_are_counted_over_all_parts(task, mess
     tallies = [order(make_events(rows), config)[1] for rows in parts]
     with pytest.raises(DataError, match=message):
         check_labels(config, tallies)
+
+
+def test_label_ranges_are_those_of_training_events_of_all_parts():
+    config = make_config(
+        tasks=[TASKS[0], {"name": "like", "kind": "binary", "label": "rating >= 4"}]
+    )
+    # Of each user the last event is the test, the last but one validation.
+    parts = [
+        [("u", "w", 0.0, 2.0), ("u", "x", 1.0, 3.0), ("u", "y", 2.0, 5.0), ("u", "z", 3.0, 1.0)],
+        [("v", "w", 0.0, 3.5), ("v", "y", 2.0, 1.0), ("v", "z", 3.0, 1.0)],
+    ]
+    tallies = [order(make_events(rows), config)[1] for rows in parts]
+    assert label_ranges(tallies) == {"stars": (2.0, 3.5), "like": (0.0, 0.0)}
 
 
 BEHAVIOUR = {

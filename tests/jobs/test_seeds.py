@@ -56,6 +56,16 @@ def test_of_baselines_that_nobody_tuned_the_best_on_test_counts() -> None:
     assert joined is not None
     assert joined.best == "many"
     assert joined.is_aim_met
+    # Of errors the smallest is the hardest to beat.
+    errors = {"few": 0.9, "many": 1.1}
+    of_errors = {
+        "model": {"t": {"rmse": 0.8}},
+        "baselines": {name: {"t": {"rmse": value}} for name, value in errors.items()},
+        "differences": {},
+        "tuned": {},
+    }
+    smallest = join(Goal("t", "rmse"), [of_errors])
+    assert smallest is not None and smallest.best == "few"
     # One that was tuned is compared with none that was not.
     tuned = join(goal, [report(0.4, {"ease": (0.3, 0.3)})])
     assert tuned is not None and tuned.best == "ease"

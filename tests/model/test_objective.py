@@ -143,3 +143,18 @@ def test_sampled_losses_equal_a_loop_over_targets(parts) -> None:
         told = torch.stack([logits[target], *rest])
         expected += functional.cross_entropy(told, torch.tensor(0)).item()
     assert sums["item"][0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_ranking_tasks_the_retrieval_losses_are_the_same(parts, any_config) -> None:
+    objective, batch, _ = parts
+    alone = JointObjective(
+        objective.model,
+        [task for task in any_config.tasks if task.kind == "retrieval"],
+        any_config.model,
+        FixedBalance({}, {}),
+    ).eval()
+    whole, found = objective(batch), alone(batch)
+    assert set(found) == {"item", "content", "collaborative"}
+    for name, (total, count) in found.items():
+        assert total.item() == pytest.approx(whole[name][0].item(), rel=1e-6)
+        assert count.item() == whole[name][1].item()

@@ -98,11 +98,12 @@ def test_rows_are_dropped_at_the_given_rate_and_never_come_back_untrained() -> N
 def test_texts_whitened_beforehand_give_the_same_vectors() -> None:
     torch.manual_seed(0)
     tower = FeatureTower(dim=4, numbers=1, categories={}, multi={}, text_width=6, text_dim=3).eval()
-    text = torch.randn(9, 6) @ torch.randn(6, 6)
+    text = 3.0 + torch.randn(9, 6) @ torch.randn(6, 6)
     tower.fit_whitening(text)
     inputs = FeatureInputs(torch.randn(9, 1), {}, {}, text, (torch.arange(9) % 3 > 0).float())
     whitened = tower.whiten(inputs)
-    assert whitened.text.shape == (9, 3)
+    assert torch.allclose(whitened.text.mean(0), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(whitened.text.T.cov(), torch.eye(3), atol=1e-4)
     assert torch.allclose(tower(whitened), tower(inputs), atol=1e-6)
     assert torch.allclose(tower(whitened.rows(torch.tensor([4]))), tower(inputs)[4:5], atol=1e-6)
     assert tower.whiten(whitened) is whitened
