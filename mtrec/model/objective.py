@@ -159,27 +159,25 @@ class JointObjective(nn.Module):
             given_ST: items that are no targets of a state, for it knows them; 0: none.
             negatives: what the targets are told from; None: the catalogue.
         """
-        closed = torch.zeros_like(vectors.bias)
-        closed[:2] = -torch.inf
-        if given_ST is not None:
-            closed = closed.repeat(len(user_SD), 1).scatter(1, given_ST, -torch.inf)
-        if negatives is None:
-            content_SN = user_SD @ vectors.content.T
-            collaborative_SN = user_SD @ vectors.collaborative.T
-            fused_SN = content_SN + collaborative_SN + (vectors.bias + closed)
-            sums = {self.retrieval: retrieval_loss(fused_SN, target_P, state_P)}
-            if self.with_content:
-                sums[CONTENT] = retrieval_loss(content_SN + closed, target_P, state_P)
-            if self.with_collaborative:
-                sums[COLLABORATIVE] = retrieval_loss(collaborative_SN + closed, target_P, state_P)
-            return sums
-        parts = {self.retrieval: (vectors.fused, vectors.bias)}
         nothing_N = torch.zeros_like(vectors.bias)
+        closed_N = nothing_N.clone()
+        closed_N[:2] = -torch.inf
+        parts = {self.retrieval: (vectors.fused, vectors.bias)}
         if self.with_content:
             parts[CONTENT] = (vectors.content, nothing_N)
         if self.with_collaborative:
             parts[COLLABORATIVE] = (vectors.collaborative, nothing_N)
+        if negatives is None:
+            return {
+                name: retrieval_loss(
+                    user_SD, vector_ND, bias_N + closed_N, target_P, state_P, given_ST
+                )
+                for name, (vector_ND, bias_N) in parts.items()
+            }
         drawn = negatives.item
+        closed = closed_N
+        if given_ST is not None:
+            closed = closed.repeat(len(user_SD), 1).scatter(1, given_ST, -torch.inf)
         return {
             name: sampled_retrieval_loss(
                 (user_SD[state_P] * vector_ND[target_P]).sum(-1) + bias_N[target_P],

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from mtrec.model import losses
 from mtrec.model.losses import (
     LossSum,
     binary_loss,
@@ -12,19 +13,26 @@ from mtrec.model.losses import (
 )
 
 
+def _full(logits, target, state=None, given=None) -> LossSum:
+    """Give the loss of logits as they are: each state is a unit vector, its row its own item."""
+    state = torch.arange(len(target)) if state is None else state
+    nothing = logits.new_zeros(logits.shape[1])
+    nothing[:2] = -torch.inf
+    users = torch.eye(len(logits), dtype=logits.dtype)
+    return retrieval_loss(users, logits.T, nothing, target, state, given)
+
+
 def test_retrieval_loss_is_minus_log_softmax_of_the_target() -> None:
-    logits = torch.tensor([[-torch.inf, -torch.inf, 0.0, math.log(3.0)]])
+    logits = torch.tensor([[5.0, 5.0, 0.0, math.log(3.0)]])
     # softmax = [1/4, 3/4] over the two items
-    loss = retrieval_loss(logits, torch.tensor([3]), torch.tensor([0]))
+    loss = _full(logits, torch.tensor([3]))
     assert loss.total.item() == pytest.approx(math.log(4 / 3), rel=1e-6)
     assert loss.count.item() == 1.0
 
 
 def test_retrieval_loss_leaves_out_padding_and_unknown_targets() -> None:
-    logits = torch.randn(3, 5)
-    logits[:, :2] = -torch.inf
-    logits.requires_grad_()
-    loss = retrieval_loss(logits, torch.tensor([0, 1, 4]), torch.arange(3))
+    logits = torch.randn(3, 5, requires_grad=True)
+    loss = _full(logits, torch.tensor([0, 1, 4]))
     loss.total.backward()
     assert loss.count.item() == 1.0
     assert torch.equal(logits.grad[:2], torch.zeros(2, 5))
@@ -32,11 +40,56 @@ def test_retrieval_loss_leaves_out_padding_and_unknown_targets() -> None:
 
 
 def test_one_state_may_predict_several_targets() -> None:
-    logits = torch.tensor(
-        [[-torch.inf, -torch.inf, 0.0, math.log(3.0)], [-torch.inf] * 2 + [0.0] * 2]
-    )
-    loss = retrieval_loss(logits, torch.tensor([3, 2, 2]), torch.tensor([0, 0, 1]))
+    logits = torch.tensor([[0.0, 0.0, 0.0, math.log(3.0)], [0.0] * 4])
+    loss = _full(logits, torch.tensor([3, 2, 2]), torch.tensor([0, 0, 1]))
     assert loss.total.item() == pytest.approx(math.log(4 / 3) + math.log(4) + math.log(2), rel=1e-6)
+
+
+def test_what_a_state_knows_is_no_rival_of_its_targets() -> None:
+    logits = torch.tensor([[0.0, 0.0, 0.0, math.log(3.0), 9.0], [0.0, 0.0, 0.0, 1.0, 1.0]])
+    loss = _full(logits, torch.tensor([3, 4]), given=torch.tensor([[4, 0], [2, 3]]))
+    assert loss.total.item() == pytest.approx(math.log(4 / 3), rel=1e-6)
+
+
+def test_a_state_without_targets_has_no_part_even_if_it_knows_everything() -> None:
+    logits = torch.zeros(2, 4, requires_grad=True)
+    loss = _full(logits, torch.tensor([3]), torch.tensor([0]), torch.tensor([[0, 0], [2, 3]]))
+    loss.total.backward()
+    assert loss.total.item() == pytest.approx(math.log(2), rel=1e-6)
+    assert torch.isfinite(logits.grad).all()
+    assert torch.equal(logits.grad[1], torch.zeros(4))
+
+
+def test_retrieval_without_targets_is_zero_with_zero_gradients() -> None:
+    users, vectors = torch.randn(2, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    nothing = torch.zeros(4)
+    loss = retrieval_loss(users, vectors, nothing, torch.tensor([0, 1]), torch.tensor([0, 1]))
+    loss.total.backward()
+    assert (loss.total.item(), loss.count.item()) == (0.0, 0.0)
+    assert torch.equal(users.grad, torch.zeros(2, 3))
+    assert torch.equal(vectors.grad, torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 200, 1 << 20])
+def test_retrieval_gradients_agree_with_finite_differences(monkeypatch, block_bytes: int) -> None:
+    """Blocks of one state, of several, and all at once."""
+    monkeypatch.setitem(losses._BLOCK_BYTES, "cpu", block_bytes)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((5, 3), (7, 3), (7,))
+    ]
+    closed = torch.tensor([-torch.inf] * 2 + [0.0] * 5, dtype=torch.float64)
+    target, state = torch.tensor([2, 5, 6, 1, 3, 3]), torch.tensor([0, 0, 1, 2, 4, 1])
+    given = torch.tensor([[0, 3], [2, 0], [0, 0], [2, 3], [4, 6]])
+
+    def total(users, vectors, bias):
+        return retrieval_loss(users, vectors, bias + closed, target, state, given).total
+
+    assert torch.autograd.gradcheck(total, inputs)
+    logits = (inputs[0] @ inputs[1].T + inputs[2] + closed).scatter(1, given, -torch.inf)
+    shares = torch.log_softmax(logits, 1)[state, target][target > 1]
+    assert total(*inputs).item() == pytest.approx(-shares.sum().item(), rel=1e-12)
 
 
 def _sampled(logits, target, drawn, q) -> LossSum:
@@ -49,9 +102,9 @@ def _sampled(logits, target, drawn, q) -> LossSum:
 def test_drawing_every_item_once_gives_the_full_softmax() -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 7)
-    logits[:, :2] = -torch.inf
     target = torch.tensor([2, 6, 1, 4])
-    full = retrieval_loss(logits, target, torch.arange(4))
+    full = _full(logits, target)
+    logits[:, :2] = -torch.inf
     # The target itself is drawn too and must not count twice.
     found = _sampled(logits, target, torch.arange(2, 7), torch.full((7,), 1 / 5))
     assert found.total.item() == pytest.approx(full.total.item(), rel=1e-6)
