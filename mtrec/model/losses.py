@@ -47,7 +47,8 @@ def retrieval_loss(
     target_P, state_P = target_P[is_target_P], state_P[is_target_P]
     logit_P = (user_SD[state_P] * vector_ND[target_P]).sum(-1) + bias_N[target_P]
     count_S = torch.bincount(state_P, minlength=len(user_SD)).to(user_SD.dtype)
-    partition = _LogPartition.apply(user_SD, vector_ND, bias_N, count_S, given_ST)
+    inputs = user_SD, vector_ND, bias_N, count_S, given_ST
+    partition = _LogPartition.apply(*inputs)  # type: ignore[no-untyped-call]  # torch's stub
     return LossSum(partition - logit_P.sum(), count_S.sum())
 
 
@@ -74,7 +75,7 @@ class _LogPartition(torch.autograd.Function):
         room = user_SD.new_empty(min(rows, len(used)), len(vector_ND))
         total = torch.zeros((), dtype=torch.float64, device=user_SD.device)
         by_user, by_vector, by_bias = map(torch.zeros_like, (user_SD, vector_ND, bias_N))
-        for row_C in used.split(rows):
+        for row_C in torch.split(used, rows):
             user_CD, count_C1 = user_SD[row_C], count_S[row_C, None]
             share_CN = torch.addmm(bias_N, user_CD, vector_ND.T, out=room[: len(row_C)])
             if given_ST is not None:
