@@ -463,7 +463,7 @@ class Recommender:
         for members in groups.values():
             asked = [queries[at][0] for at in members]
             query, allowed = queries[members[0]]
-            crowd = everyone.rows(members)
+            crowd = everyone if len(groups) == 1 else everyone.rows(members)
             wish = Wish(query.k, query.weights or self._ranker.weights, query.diversity, allowed)
             lists = self._ranker.rank(crowd, wish, self._inputs.context(asked))
             for row, at in enumerate(members):
