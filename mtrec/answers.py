@@ -12,9 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mtrec.bundle import Bundle, load_bundle
-from mtrec.config import Config, label_tasks, social_task
+from mtrec.config import Config
 from mtrec.data.dataset import read_table
 from mtrec.data.histories import SPLITS, Histories
+from mtrec.modelconfig import label_tasks, social_task
 from mtrec.recommender import PairContext, Recommender
 
 

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from mtrec.dataconfig import DataConfig
 from mtrec.labels import parse_label, template_fields
+from mtrec.modelconfig import FactorsTerm
 
 if TYPE_CHECKING:
-    from mtrec.config import Config, FactorsTerm
+    from mtrec.config import Config
 
 
 def problems(config: "Config") -> Iterator[str]:
@@ -106,7 +107,7 @@ def _check_social(config: "Config") -> Iterator[str]:
         )
 
 
-def _check_factors(term: "FactorsTerm", columns: dict[str, Any]) -> Iterator[str]:
+def _check_factors(term: FactorsTerm, columns: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the column that is factorised."""
     numbers = sorted(
         name for name, value in columns.items() if value.kind == "number" and not value.context

@@ -21,7 +21,7 @@ from mtrec.answers import RankUsers, as_evaluated, held_out_rows
 from mtrec.artifacts import Manifest
 from mtrec.bundle import Bundle, find_bundle, load_bundle
 from mtrec.comparison import MODEL, Draws, ItemFacts, Tree
-from mtrec.config import Config, RegressionTask, label_tasks, social_task
+from mtrec.config import Config
 from mtrec.data.dataset import history_files, read_histories, read_table
 from mtrec.data.histories import SPLITS, Histories
 from mtrec.data.links import Links
@@ -37,6 +37,7 @@ from mtrec.friends import (
 from mtrec.itemitem import interaction_matrix
 from mtrec.metrics import Floats
 from mtrec.model.loading import read_links
+from mtrec.modelconfig import RegressionTask, label_tasks, social_task
 from mtrec.rayrun import cluster_cpus, cluster_gpus
 from mtrec.recommender import Recommender
 from mtrec.removal import removal_test

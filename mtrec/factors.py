@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from scipy import sparse, special
 
 from mtrec.catalogue import NUM_SPECIAL
-from mtrec.config import LabelTask, RegressionTask
 from mtrec.data.histories import Histories
+from mtrec.modelconfig import LabelTask, RegressionTask
 
 # Held-out labels below which nothing can be said about a task.
 _ENOUGH = 50

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from mtrec.comparison import MODEL, ItemFacts, Tree
-from mtrec.config import Config, Task
+from mtrec.config import Config
 from mtrec.data.histories import Histories
 from mtrec.data.links import Links
 from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import ConfigError, GateError
 from mtrec.metrics import LOWER_IS_BETTER, Figure
+from mtrec.modelconfig import Task
 from mtrec.report import Answers, describe_protocol, measure
 
 TWIN = "twin"

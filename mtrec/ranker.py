@@ -17,13 +17,14 @@ from scipy import sparse
 
 from mtrec.bundle import Bundle
 from mtrec.catalogue import NUM_SPECIAL
-from mtrec.config import ScoreConfig, label_tasks
+from mtrec.config import ScoreConfig
 from mtrec.data.histories import Histories, history_batch, last_windows
 from mtrec.errors import RequestError
 from mtrec.friends import FriendGraph, FriendScorer
 from mtrec.index import ExactIndex
 from mtrec.model.network import Context, UserStates
 from mtrec.model.towers import FeatureInputs, ItemVectors
+from mtrec.modelconfig import label_tasks
 from mtrec.rerank import blend, diversify, prediction_unit, retrieval_unit
 from mtrec.userstore import UserRows
 

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from mtrec import baselines, comparison
 from mtrec.comparison import MODEL, Draws, Figures, ItemFacts, Rows, Tree
-from mtrec.config import BinaryTask, Candidates, Config, RegressionTask, SocialTask, label_tasks
+from mtrec.config import Candidates, Config
 from mtrec.data.histories import SPLITS, Histories
 from mtrec.data.links import Links
 from mtrec.friends import friend_relevance
 from mtrec.metrics import LOWER_IS_BETTER, Figure, Floats, Relevance
+from mtrec.modelconfig import BinaryTask, RegressionTask, SocialTask, label_tasks
 
 
 @dataclass(frozen=True, slots=True)

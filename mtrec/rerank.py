@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mtrec.config import RegressionTask, Task
 from mtrec.dataconfig import Column
 from mtrec.errors import RequestError
+from mtrec.modelconfig import RegressionTask, Task
 from mtrec.query import clip, read_id, show
 
 # Bounds the memory of a pass over vectors that may be memory-mapped.

@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from mtrec import artifacts, storage
 from mtrec.artifacts import Manifest
 from mtrec.bundle import KIND, Bundle, find_bundle
-from mtrec.config import Config, LabelTask, ScoreConfig, label_tasks
+from mtrec.config import Config, ScoreConfig
 from mtrec.configchecks import EXPLANATION_COLUMNS
 from mtrec.data.dataset import history_files
 from mtrec.data.histories import Histories
 from mtrec.errors import ArtifactError
+from mtrec.modelconfig import LabelTask, label_tasks
 from mtrec.rayrun import cluster_cpus, cluster_gpus
 from mtrec.recommender import Explanation, RankedLists, Recommender
 from mtrec.runlog import event

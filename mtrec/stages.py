@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtrec import artifacts, storage
-from mtrec.config import Config, label_tasks, social_task
+from mtrec.config import Config
 from mtrec.configfile import dump_config
 from mtrec.errors import ArtifactError, MtrecError
+from mtrec.modelconfig import label_tasks, social_task
 from mtrec.runlog import event
 
 logger = logging.getLogger("mtrec.stages")

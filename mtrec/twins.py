@@ -15,7 +15,7 @@ from mtrec import artifacts, storage
 from mtrec.artifacts import Manifest
 from mtrec.bundle import load_bundle
 from mtrec.comparison import MODEL, ItemFacts, Tree
-from mtrec.config import Config, Task, social_task
+from mtrec.config import Config
 from mtrec.data.dataset import read_histories, read_table
 from mtrec.data.histories import Histories
 from mtrec.data.links import Links
@@ -23,6 +23,7 @@ from mtrec.evaluate import ask_friends, ask_model
 from mtrec.harm import compare_twins
 from mtrec.model.loading import read_links
 from mtrec.model.validation import PRIMARY
+from mtrec.modelconfig import Task, social_task
 from mtrec.report import Answers
 from mtrec.runlog import event
 from mtrec.twins_page import render_twins

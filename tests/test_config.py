@@ -4,7 +4,7 @@ import pytest
 from pydantic import BaseModel
 from small_config import tree
 
-from mtrec import config, dataconfig
+from mtrec import config, dataconfig, modelconfig
 from mtrec.config import Config
 from mtrec.configfile import parse_config
 
@@ -20,20 +20,13 @@ def test_a_task_is_found_by_name() -> None:
     assert parse_config(tree()).task("like").kind == "binary"
 
 
-def test_a_section_that_names_no_kind_is_of_the_first_one() -> None:
-    model = parse_config(tree(model={"experts": {"hidden": [3]}})).model
-
-    assert model.experts.kind == "shared_bottom"
-    assert model.experts.hidden == [3]
-
-
 # ---- the schema itself --------------------------------------------------------------------------
 
 
 def sections() -> list[type[BaseModel]]:
     return [
         value
-        for module in (config, dataconfig)
+        for module in (config, dataconfig, modelconfig)
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, BaseModel)

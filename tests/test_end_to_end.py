@@ -19,10 +19,11 @@ from mtrec import artifacts
 from mtrec.answers import RankUsers
 from mtrec.bundle import find_bundle, load_bundle
 from mtrec.chain import run
-from mtrec.config import Config, label_tasks
+from mtrec.config import Config
 from mtrec.configfile import parse_config
 from mtrec.data.dataset import read_histories
 from mtrec.data.histories import Histories
+from mtrec.modelconfig import label_tasks
 from mtrec.recommender import Recommender
 from mtrec.revise import add_items
 from mtrec.serve.host import ModelHost

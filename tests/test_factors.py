@@ -6,9 +6,9 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from mtrec import factors
-from mtrec.config import BinaryTask, RegressionTask
 from mtrec.data.histories import Histories
 from mtrec.factors import Factors, FactorTerm, fit_factors, fit_join
+from mtrec.modelconfig import BinaryTask, RegressionTask
 
 STARS = RegressionTask(name="stars", kind="regression", label="rating", min=1, max=5)
 LIKE = BinaryTask(name="like", kind="binary", label="rating >= 4")

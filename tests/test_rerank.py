@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtrec.config import BinaryTask, RegressionTask
 from mtrec.dataconfig import CategoriesColumn, CategoryColumn, NumberColumn
 from mtrec.errors import RequestError
+from mtrec.modelconfig import BinaryTask, RegressionTask
 from mtrec.rerank import ItemFilter, blend, diversify, prediction_unit, retrieval_unit
 
 RATING = RegressionTask(name="rating", kind="regression", label="rating", min=1, max=5)

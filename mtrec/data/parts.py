@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mtrec.config import BehaviourText, Config, RegressionTask, label_tasks
+from mtrec.config import BehaviourText, Config
 from mtrec.data import splits
 from mtrec.data.clean import (
     Bounds,
@@ -48,6 +48,7 @@ from mtrec.dataconfig import (
     TimeColumn,
 )
 from mtrec.errors import DataError
+from mtrec.modelconfig import RegressionTask, label_tasks
 
 MIN_EVENTS_TO_TELL = 4
 """Users with fewer training events get no behaviour text: nothing would be left to predict."""

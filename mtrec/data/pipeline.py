@@ -24,7 +24,7 @@ import ray.data
 
 from mtrec import artifacts, storage
 from mtrec.artifacts import Manifest
-from mtrec.config import Config, label_tasks
+from mtrec.config import Config
 from mtrec.data import contract, readers, splits
 from mtrec.data.accounts import Accounts
 from mtrec.data.clean import (
@@ -64,6 +64,7 @@ from mtrec.data.readers import Piece
 from mtrec.data.sources import resolve_root
 from mtrec.dataconfig import GlobalTimeSplit, ItemsTable, NumberColumn, UsersTable
 from mtrec.errors import DataError
+from mtrec.modelconfig import label_tasks
 from mtrec.runlog import timed
 from mtrec.text.templates import render_rows
 

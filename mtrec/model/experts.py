@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mtrec.config import Experts
 from mtrec.model.dropout import Dropout
+from mtrec.modelconfig import Experts
 
 
 def _expert(input_dim: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:

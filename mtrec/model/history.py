@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtrec.config import History
 from mtrec.model.dropout import Dropout
 from mtrec.model.ragged import Ragged
+from mtrec.modelconfig import History
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtrec import artifacts, storage
-from mtrec.config import Config, label_tasks, social_task
+from mtrec.config import Config
 from mtrec.data.dataset import read_histories, read_table
 from mtrec.data.features import Features, FeatureSizes, FeatureTransform
 from mtrec.data.histories import SPLITS, Histories
@@ -25,6 +25,7 @@ from mtrec.model.batches import TrainingData, UserInputs
 from mtrec.model.network import ModelSizes, TowerSizes
 from mtrec.model.social import SocialData
 from mtrec.model.towers import FeatureInputs
+from mtrec.modelconfig import label_tasks, social_task
 from mtrec.text.store import EmbeddingStore, store_path
 
 

@@ -16,15 +16,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mtrec.config import (
-    Experts,
-    LabelTask,
-    ModelConfig,
-    RegressionTask,
-    Task,
-    label_tasks,
-    social_task,
-)
 from mtrec.data.histories import CATEGORY, HELD_OUT, NUM_GAP_BUCKETS
 from mtrec.friends import NUM_COUNTS
 from mtrec.labels import parse_label
@@ -34,6 +25,15 @@ from mtrec.model.history import Events, SequenceEncoder, SetEncoder, build_histo
 from mtrec.model.ragged import Ragged
 from mtrec.model.social import SocialHead
 from mtrec.model.towers import FeatureInputs, FeatureTower, ItemTower, ItemVectors
+from mtrec.modelconfig import (
+    Experts,
+    LabelTask,
+    ModelConfig,
+    RegressionTask,
+    Task,
+    label_tasks,
+    social_task,
+)
 
 # Events that a user's own mean must have seen before it counts half (as in biased baselines).
 _RESIDUAL_PRIOR = 5.0

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mtrec.config import ModelConfig, Task, label_tasks, social_task
 from mtrec.data.histories import CATEGORY, HELD_OUT
 from mtrec.model.balance import FixedBalance, UncertaintyBalance
 from mtrec.model.losses import (
@@ -23,6 +22,7 @@ from mtrec.model.losses import (
 from mtrec.model.network import Context, MultiTaskModel
 from mtrec.model.social import SocialBatch
 from mtrec.model.towers import FeatureInputs, ItemVectors
+from mtrec.modelconfig import ModelConfig, Task, label_tasks, social_task
 
 CONTENT, COLLABORATIVE = "content", "collaborative"
 """Names of the retrieval losses of the parts, beside the retrieval task's own (the fused one)."""

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from mtrec import metrics
-from mtrec.config import Config, social_task
+from mtrec.config import Config
 from mtrec.data.histories import Histories, history_batch, last_windows, unmet_items
 from mtrec.friends import FriendScorer, friend_relevance, metric_lists
 from mtrec.model.batches import TrainingData
 from mtrec.model.network import Context, MultiTaskModel, UserStates
 from mtrec.model.towers import ItemVectors
+from mtrec.modelconfig import social_task
 
 BLOCK = 256
 """Users whose logits over the catalogue are in memory at a time."""

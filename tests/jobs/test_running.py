@@ -13,8 +13,8 @@ import _running
 from _rows import chosen_rows
 from _running import Options
 
-from mtrec.config import RecencyTerm
 from mtrec.configfile import load_config
+from mtrec.modelconfig import RecencyTerm
 
 
 def options(out: Path, **changes: Any) -> Options:

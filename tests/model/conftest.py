@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec.config import Config, SetHistory, SocialTask
+from mtrec.config import Config
 from mtrec.configfile import parse_config
 from mtrec.data.histories import Histories
 from mtrec.data.links import Links
@@ -19,6 +19,7 @@ from mtrec.model.fit import start_state, train_epoch
 from mtrec.model.network import ModelSizes, TowerSizes
 from mtrec.model.social import SocialData
 from mtrec.model.towers import FeatureInputs
+from mtrec.modelconfig import SetHistory, SocialTask
 
 NUM_ITEMS = 22  # 20 and two special positions
 

@@ -9,9 +9,9 @@ import torch
 from scipy.special import erf, softmax
 from torch import Tensor, nn
 
-from mtrec.config import Experts, MMoEExperts, PLEExperts, SharedBottom
 from mtrec.model.dropout import bind_noise
 from mtrec.model.experts import PLE, Gate, MMoE, build_experts
+from mtrec.modelconfig import Experts, MMoEExperts, PLEExperts, SharedBottom
 
 TASKS = ["a", "b", "c"]
 KINDS: dict[str, Experts] = {

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtrec.config import History, SequenceHistory, SetHistory
 from mtrec.model.dropout import bind_noise
 from mtrec.model.history import CausalBlock, Events, SequenceEncoder, SetEncoder, build_history
 from mtrec.model.ragged import Ragged
+from mtrec.modelconfig import History, SequenceHistory, SetHistory
 
 KINDS: dict[str, History] = {
     "sequence": SequenceHistory(num_blocks=2, num_heads=2, length=6, dropout=0.0),

@@ -6,13 +6,19 @@ import pytest
 import torch
 
 from mtrec.classics import fit_ials
-from mtrec.config import FactorsTerm, IalsSettings, IalsTerm, ItemItemTerm, RecencyTerm
 from mtrec.data.histories import history_batch, last_windows
 from mtrec.factors import fit_factors, fit_join
 from mtrec.itemitem import fit_ease
 from mtrec.model.fit import start_state
 from mtrec.model.network import Context
 from mtrec.model.terms import choose_ials, choose_item_item, choose_recency, join_factors
+from mtrec.modelconfig import (
+    FactorsTerm,
+    IalsSettings,
+    IalsTerm,
+    ItemItemTerm,
+    RecencyTerm,
+)
 
 
 def _ndcg_beside(model, data, held_out) -> Callable[[np.ndarray], float]:
