@@ -135,6 +135,7 @@ class Bench:
     def inside(self, row: str, bundles: str) -> None:
         """Time `Recommender.recommend` for one user beside the bare product and top-K."""
         import torch
+        from threadpoolctl import threadpool_limits
 
         from mtrec import Recommender
 
@@ -150,9 +151,11 @@ class Bench:
         def bare() -> dict[str, float]:
             return _milliseconds(lambda _: torch.topk(vectors @ user, 10))
 
-        ours(), bare()
+        with threadpool_limits(1):
+            ours(), bare()
+            pair = in_turn(ours, bare, self._scale.repeats)
         add_pair(
-            *(self._results, row, "ms", in_turn(ours, bare, self._scale.repeats)),
+            *(self._results, row, "ms", pair),
             "matrix-vector product and top-K, torch, one thread",
             at_least=2.0,
             aim=1.3,
