@@ -52,6 +52,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "rayrun",
         "progress",
         "data.pipeline",
+        "data.lookup",
         "data.marked",
         "text.embed",
         "train",

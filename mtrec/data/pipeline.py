@@ -29,21 +29,17 @@ from mtrec.data import contract, readers, splits
 from mtrec.data.accounts import Accounts
 from mtrec.data.clean import (
     Bounds,
-    Summary,
-    encode,
-    merge_duplicates,
     merge_summaries,
     outlier_bounds,
 )
-from mtrec.data.contract import PLACE, REASON, Table
+from mtrec.data.contract import Table
 from mtrec.data.dataset import write_table
 from mtrec.data.features import FIRST_KNOWN, FeatureTransform, fit_transform, summarise
 from mtrec.data.histories import SPLITS
-from mtrec.data.links import clean_links, split_links
+from mtrec.data.lookup import all_users, read_links, read_lookup
 from mtrec.data.marked import (
     PART,
     assign_parts,
-    check_read,
     collect,
     count_reasons,
     count_times,
@@ -58,7 +54,6 @@ from mtrec.data.parts import (
     label_ranges,
     limit_part,
     order_part,
-    treat_outliers,
 )
 from mtrec.data.readers import Piece
 from mtrec.data.sources import resolve_root
@@ -191,8 +186,8 @@ class _Preparation:
     def run(self) -> None:
         """Do all steps and write all files but the report."""
         config = self.config
-        items = self._lookup_table("items", config.data.items) if config.data.items else None
-        users = self._lookup_table("users", config.data.users) if config.data.users else None
+        items = self._lookup_table("items", config.data.items)
+        users = self._lookup_table("users", config.data.users)
         parts = self._order_events(items, users)
         tallies = self._tallies(parts)
         bounds = self._event_bounds(tallies)
@@ -211,7 +206,9 @@ class _Preparation:
         trained_items = trained_items.aggregate([("train_count", "sum")])
         trained_items = trained_items.rename_columns(["item_id", "train_count"])
         event_users = pa.concat_tables([tally.users for tally in tallies])
-        links = self._links(users)
+        links = None
+        if config.data.social is not None:
+            links = read_links(config, self.plans["social"], users, self.accounts)
         linked = [links.column(name) for name in ("user_id", "friend_id")] if links else []
         seen = pa.chunked_array(
             [
@@ -223,7 +220,7 @@ class _Preparation:
         )
         trained_users = event_users.filter(pc.greater(event_users.column("train_events"), 0))
         item_rows = items if items else trained_items.select(["item_id"]).sort_by("item_id")
-        user_rows = _all_users(users if users else None, seen)
+        user_rows = all_users(users if users else None, seen)
         transform = self._fit(tallies, item_rows, trained_items, user_rows, trained_users)
         self._write_items(item_rows, trained_items, transform)
         told = self._finish_parts(parts, transform, item_rows)
@@ -234,95 +231,13 @@ class _Preparation:
         self.accounts.close()
         self.report |= {"users": user_rows.num_rows, "items": item_rows.num_rows}
 
-    # ---- tables -----------------------------------------------------------------------------
-
-    def _lookup_table(self, name: str, table: ItemsTable | UsersTable) -> pa.Table:
-        """Read the items or users table; of rows with one id only one stays."""
-        marked = collect(read_marked(self.plans[name], table, {}))
-        if marked is None:
-            raise DataError(
-                f"{name}: {table.path} holds no rows\n"
-                f"give a table with rows, or leave data.{name} out"
-            )
-        valid, rejected, reasons = self._accepted(name, marked)
-        self.accounts.check_fraction(name, marked.num_rows, reasons, [rejected])
-        id_name = contract.id_columns(table)[0]
-        kept, duplicate = merge_duplicates(
-            valid,
-            [encode(valid.column(id_name))[0]],
-            [valid.column(PLACE).to_numpy()],
-            self.config.data.quality.keep,
-            table.columns,
-        )
-        # All rows decide the bounds: an item or user is in no split.
-        bounds = {
-            column_name: outlier_bounds(Summary.of(kept.column(column_name), column), outliers)
-            for column_name, column in table.columns.items()
-            if (outliers := getattr(column, "outliers", None)) is not None
-        }
-        kept, aside, found = treat_outliers(kept, table.columns, bounds)
-        for column_name, limits in bounds.items():
-            self.accounts.count_outliers(name, column_name, limits, found[column_name])
-        reasons.update(aside.column(REASON).to_pylist())
-        self.accounts.write_set_aside(aside, name)
-        kept = kept.sort_by(id_name).combine_chunks()
-        self.accounts.count(
-            name,
-            read=marked.num_rows,
-            kept=kept.num_rows,
-            duplicates=int(duplicate.sum()),
-            reasons=reasons,
-        )
-        return kept.select([id_name, *table.columns])
-
-    def _links(self, users: pa.Table | None) -> pa.Table | None:
-        """Read the table of links; give each link once with its split."""
-        table, quality = self.config.data.social, self.config.data.quality
+    def _lookup_table(self, name: str, table: ItemsTable | UsersTable | None) -> pa.Table | None:
         if table is None:
             return None
-        known = {}
-        if users is not None and quality.unknown_users == "reject":
-            ids = ray.put(users.column("user_id").combine_chunks())
-            known = dict.fromkeys(contract.id_columns(table), ids)
-        marked = collect(read_marked(self.plans["social"], table, known))
-        if marked is None:
-            raise DataError(
-                f"social: {table.path} holds no rows\n"
-                "give a table with links, or leave data.social and the social task out"
-            )
-        valid, rejected, reasons = self._accepted("social", marked)
-        self.accounts.check_fraction("social", marked.num_rows, reasons, [rejected])
-        kept, aside, duplicates = clean_links(valid)
-        reasons.update(aside.column(REASON).to_pylist())
-        self.accounts.write_set_aside(aside, "social")
-        self.accounts.count(
-            "social",
-            read=marked.num_rows,
-            kept=kept.num_rows,
-            duplicates=duplicates,
-            reasons=reasons,
-        )
-        links = split_links(
-            kept, seed=self.config.run.seed, validation=table.validation, test=table.test
-        )
-        counts = Counter(links.column("split").to_pylist())
-        self.report["links"] = {name: counts[name] for name in SPLITS}
-        if not counts["train"]:
-            raise DataError(
-                f"social: none of {kept.num_rows} links is for training\n"
-                "look at dataset/rejected for what was set aside, and at data.social.validation "
-                "and test"
-            )
-        return links
+        keep = self.config.data.quality.keep
+        return read_lookup(name, table, self.plans[name], keep, self.accounts)
 
-    def _accepted(self, name: str, marked: pa.Table) -> tuple[pa.Table, pa.Table, Counter[str]]:
-        """Tell a small table's accepted rows from the others, which are written; and reasons."""
-        accepted = pc.is_null(marked.column(REASON))
-        rejected = marked.filter(pc.invert(accepted))
-        reasons = Counter(rejected.column(REASON).to_pylist())
-        check_read(reasons)
-        self.accounts.write_rejected(rejected, name)
-        return marked.filter(accepted), rejected, reasons
+    # ---- events -----------------------------------------------------------------------------
 
     def _event_bounds(self, tallies: list[PartTally]) -> dict[str, Bounds]:
         """Give the bounds of the interactions' columns whose outliers are looked for."""
@@ -546,16 +461,6 @@ def _tables(config: Config) -> dict[str, Table]:
         "interactions": data.interactions,
     }
     return {name: table for name, table in tables.items() if table is not None}
-
-
-def _all_users(users: pa.Table | None, seen: pa.ChunkedArray) -> pa.Table:
-    """Give the users of the table and those with events, sorted; the latter have null columns."""
-    ids = pa.table({"user_id": pc.unique(seen)})
-    if users is None:
-        return ids.sort_by("user_id")
-    new = ids.filter(pc.invert(pc.is_in(ids.column("user_id"), users.column("user_id"))))
-    both = pa.concat_tables([users, new], promote_options="default")
-    return both.sort_by("user_id").combine_chunks()
 
 
 def _to_bytes(table: pa.Table) -> bytes:
