@@ -180,9 +180,13 @@ class ExactIndex:
     ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
         logits = self._all_logits(users, added)
         if exclude is not None and any(len(items) for items in exclude):
-            row = np.repeat(np.arange(len(users)), [len(items) for items in exclude])
-            column = np.concatenate([np.asarray(items, np.int64) for items in exclude])
-            logits[torch.from_numpy(row), torch.from_numpy(column)] = -torch.inf
+            places = np.concatenate(
+                [
+                    np.asarray(items, np.int64) + at * len(self._bias)
+                    for at, items in enumerate(exclude)
+                ]
+            )
+            logits.view(-1).index_fill_(0, torch.from_numpy(places).to(self._device), -torch.inf)
         best_value, best = None, None
         if allowed is not None:
             best_value, best = logits.max(dim=1)

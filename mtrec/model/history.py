@@ -78,7 +78,7 @@ class SequenceEncoder(nn.Module):
         for block in blocks:
             states_BTD = block(states_BTD)
         assert isinstance(final, CausalBlock)
-        return self.norm(final.at(states_BTD, events.layout.length))  # type: ignore[no-any-return]  # a Tensor
+        return self.norm(final.last(states_BTD, events.layout))  # type: ignore[no-any-return]  # a Tensor
 
     def _embed(self, prefix_BD: Tensor, events: Events) -> Tensor:
         events_BTD = events.layout.pad(events.vector)
@@ -120,23 +120,26 @@ class CausalBlock(nn.Module):
         states_BTD = states_BTD + self.dropout(self.output(mixed))
         return states_BTD + self.feed_forward(states_BTD)  # type: ignore[no-any-return]  # a Tensor
 
-    def at(self, states_BTD: Tensor, place_B: Tensor) -> Tensor:
-        """Give only the next layer's states at places (B,) int64: (B, D)."""
+    def last(self, states_BTD: Tensor, layout: Ragged) -> Tensor:
+        """Give only the next layer's states behind the last events: (B, D)."""
         batch, width, dim = states_BTD.shape
         heads = (self.num_heads, dim // self.num_heads)
-        row = torch.arange(batch, device=states_BTD.device)
         normed = self.attention_norm(states_BTD)
         weight, bias = self.projection.weight, self.projection.bias
-        query = functional.linear(normed[row, place_B], weight[:dim], bias[:dim])
+        query = functional.linear(layout.at_end(normed), weight[:dim], bias[:dim])
         key, value = (
             part.view(batch, width, *heads).transpose(1, 2)
             for part in functional.linear(normed, weight[dim:], bias[dim:]).chunk(2, dim=-1)
         )
-        seen_BT = torch.arange(width, device=states_BTD.device) <= place_B[:, None]
+        seen = None
+        if not layout.is_full:
+            places = torch.arange(width, device=states_BTD.device)
+            seen = (places <= layout.length[:, None])[:, None, None]
         mixed = functional.scaled_dot_product_attention(
-            query.view(batch, *heads)[:, :, None], key, value, attn_mask=seen_BT[:, None, None]
+            query.view(batch, *heads)[:, :, None], key, value, attn_mask=seen
         )
-        state_BD = states_BTD[row, place_B] + self.dropout(self.output(mixed.reshape(batch, dim)))
+        mixed = self.dropout(self.output(mixed.reshape(batch, dim)))
+        state_BD = layout.at_end(states_BTD) + mixed
         return state_BD + self.feed_forward(state_BD)  # type: ignore[no-any-return]  # a Tensor
 
 

@@ -57,6 +57,12 @@ class Ragged:
             return values_VX.view(shape)
         return values_VX.new_zeros(shape).index_put((self.row, self.place), values_VX)
 
+    def at_end(self, values_BTX: Tensor) -> Tensor:
+        """Give what lies behind each window's last event: (B, T + 1, X) -> (B, X)."""
+        if self.is_full:  # for a single window a fifth of an index's time
+            return values_BTX[:, -1]
+        return values_BTX[torch.arange(len(self.length), device=self.length.device), self.length]
+
     def total(self, values_VX: Tensor) -> Tensor:
         """Give each window's sum: (B, X)."""
         if self.is_full:

@@ -32,6 +32,14 @@ def test_what_is_packed_comes_back_padded_with_zeros(lengths: list[int], more: i
     assert torch.allclose(layout.total(packed), padded.sum(1), atol=1e-6)
 
 
+@pytest.mark.parametrize("lengths", [[2, 0, 4, 1], [3, 3], [5], [0]])
+def test_what_lies_behind_the_last_event_is_at_the_length(lengths: list[int]) -> None:
+    layout = Ragged(torch.tensor(lengths), max(lengths))
+    states = torch.randn(len(lengths), max(lengths) + 1, 3)
+    expected = torch.stack([states[row, length] for row, length in enumerate(lengths)])
+    assert torch.equal(layout.at_end(states), expected)
+
+
 def test_sums_equal_a_loop_over_windows(layout: Ragged) -> None:
     values = torch.randn(7, 3)
     expected = torch.stack([values[:2].sum(0), torch.zeros(3), values[2:6].sum(0), values[6]])
