@@ -249,11 +249,12 @@ class ServeConfig(Section):
     target_ongoing_requests: float = Field(8.0, gt=0.0)
     """Requests in flight per replica that autoscaling aims at."""
     max_ongoing_requests: int = Field(16, ge=1)
-    """Requests that one replica takes at a time. `mtrec serve` lets as many into Ray Serve's Python
-    proxy as `max_replicas` can take, and refuses others with 503 where that costs little."""
+    """Requests that one replica takes at a time; what is refused beyond costs little. `mtrec serve`
+    lets as many into Ray Serve's Python proxy as `max_replicas` can take."""
     max_queued_requests: int = Field(32, ge=1)
-    """Requests that wait at most (for each replica behind HAProxy); more are refused with 503. A
-    longer queue answers no more of them, only later."""
+    """Requests that wait at most; more are refused with 503. Behind HAProxy each replica has a
+    queue, for bursts: after a refusal it has none until a second has gone by without another. A
+    longer queue answers no more requests, only later."""
     request_timeout_s: float = Field(30.0, gt=0.0)
     """Requests that take longer are answered 408; in seconds."""
     upscale_delay_s: float = Field(10.0, ge=0.0)

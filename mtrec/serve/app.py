@@ -131,11 +131,18 @@ def _find(path: str) -> str:
 
 def build(args: ServeArgs) -> Application:
     """Give the application that serves a bundle, for `serve run` and `serveConfigV2`."""
+    actor: dict[str, object] = {"num_cpus": args.num_cpus}
+    ongoing = args.max_ongoing_requests
+    if chosen() == "haproxy":
+        # Replicas are the servers: who waits does so behind the door, for the model's next pass.
+        variables = door.variables(ongoing, args.max_queued_requests)
+        actor["runtime_env"] = {"env_vars": variables}
+        ongoing += args.max_queued_requests
     deployment = serve.deployment(
         Endpoint,
         name="Endpoint",
-        ray_actor_options={"num_cpus": args.num_cpus},
-        max_ongoing_requests=args.max_ongoing_requests,
+        ray_actor_options=actor,
+        max_ongoing_requests=ongoing,
         max_queued_requests=args.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),
         autoscaling_config=AutoscalingConfig(

@@ -22,6 +22,7 @@ from mtrec import storage
 from mtrec.config import ServeConfig
 from mtrec.errors import ArtifactError, ConfigError, MtrecError
 from mtrec.recommender import Recommender
+from mtrec.serve import door
 from mtrec.serve.app import (
     Endpoint,
     ServeArgs,
@@ -30,6 +31,7 @@ from mtrec.serve.app import (
     serve_bundle,
     stop_serving,
 )
+from mtrec.serve.ingress import HAPROXY
 
 if TYPE_CHECKING:
     from small_bundle import Small
@@ -291,6 +293,20 @@ def test_the_deployment_takes_its_numbers_from_the_configuration() -> None:
     assert deployment.ray_actor_options["num_cpus"] == 0.5
     assert deployment.max_queued_requests == 7
     assert (scaling.min_replicas, scaling.max_replicas, scaling.upscale_delay_s) == (2, 5, 3.0)
+
+
+def test_behind_haproxy_each_replica_has_a_door_and_nobody_waits_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in HAPROXY.items():
+        monkeypatch.setenv(name, value)
+    config = ServeConfig(max_ongoing_requests=12, max_queued_requests=7)
+
+    deployment = build(ServeArgs.from_config("runs/x/bundles", config))._bound_deployment
+
+    environment = deployment.ray_actor_options["runtime_env"]["env_vars"]
+    assert environment == door.variables(12, burst=7)
+    assert deployment.max_ongoing_requests == 12 + 7
 
 
 def test_where_a_key_is_required_but_missing_a_replica_does_not_start(

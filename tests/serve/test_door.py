@@ -1,4 +1,4 @@
-"""The door of the Python proxy, in process: who is let in, who is refused, and when it opens."""
+"""The door in front of Ray Serve, in process: who is let in, who is refused, and when it opens."""
 
 import asyncio
 import json
@@ -55,6 +55,38 @@ async def test_more_than_the_limit_are_refused_until_one_has_left() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_burst_may_wait_but_after_a_refusal_only_once_a_second_was_calm() -> None:
+    proxy, now = Proxy(), [100.0]
+    transport = httpx.ASGITransport(Door(proxy, limit=1, burst=2, clock=lambda: now[0]))
+    async with (
+        asyncio.timeout(20.0),
+        httpx.AsyncClient(transport=transport, base_url="http://here") as client,
+    ):
+
+        async def statuses(count: int, expected_inside: int) -> list[int]:
+            """Ask so often at once; answer whoever came in when all others are refused."""
+            proxy.inside = 0
+            proxy.go.clear()
+            asked = [asyncio.create_task(client.get("/v1/model")) for _ in range(count)]
+            while proxy.inside < expected_inside or sum(t.done() for t in asked) < (
+                count - expected_inside
+            ):
+                await asyncio.sleep(0)
+            proxy.go.set()
+            return sorted([(await answer).status_code for answer in asked])
+
+        assert await statuses(3, 3) == [200, 200, 200]
+        assert await statuses(5, 3) == [200, 200, 200, 503, 503]
+        now[0] += 0.9
+        assert await statuses(3, 1) == [200, 503, 503]
+        now[0] += 0.9  # since the last refusal, which is what counts
+        assert await statuses(1, 1) == [200]
+        assert await statuses(2, 1) == [200, 503]
+        now[0] += 1.0
+        assert await statuses(4, 3) == [200, 200, 200, 503]
+
+
+@pytest.mark.anyio
 async def test_a_request_that_fails_leaves_its_place() -> None:
     async def fail(scope: Scope, receive: Receive, send: Send) -> None:
         raise ConnectionError
@@ -69,12 +101,12 @@ async def test_a_request_that_fails_leaves_its_place() -> None:
 def test_the_variables_lead_ray_to_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.serve._private.utils import call_function_from_import_path
 
-    environment = variables(7)
+    environment = variables(7, burst=3)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
 
     (middleware,) = call_function_from_import_path(
         environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     )
-    assert (middleware.cls, middleware.kwargs) == (Door, {"limit": 7})
-    assert middlewares()[0].kwargs == {"limit": 7}
+    assert (middleware.cls, middleware.kwargs) == (Door, {"limit": 7, "burst": 3})
+    assert middlewares()[0].kwargs == {"limit": 7, "burst": 3}
