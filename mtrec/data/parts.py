@@ -1,4 +1,4 @@
-"""One part of the events, a range of users: duplicates, order, split, labels, behaviour text.
+"""One part of the events, a range of users: duplicates, order, split, outliers, what is written.
 
 `prepare` cuts the users into parts that depend on the data alone and runs these pure functions on
 each: `order_part` needs nothing but the part, `limit_part` (outliers) and `finish_part` need what
@@ -8,7 +8,7 @@ anything is written.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mtrec.config import BehaviourText, Config
+from mtrec.config import Config
 from mtrec.data import splits
+from mtrec.data.behaviour import tell_behaviour
 from mtrec.data.clean import (
     Bounds,
     Summary,
@@ -37,6 +38,7 @@ from mtrec.data.features import (
     time_part,
 )
 from mtrec.data.histories import SPLITS, Histories
+from mtrec.data.labelcheck import Misfits, Ranges, find_misfits, find_ranges
 from mtrec.dataconfig import (
     Column,
     ColumnSplit,
@@ -47,11 +49,7 @@ from mtrec.dataconfig import (
     RandomSplit,
     TimeColumn,
 )
-from mtrec.errors import DataError
-from mtrec.modelconfig import RegressionTask, label_tasks
-
-MIN_EVENTS_TO_TELL = 4
-"""Users with fewer training events get no behaviour text: nothing would be left to predict."""
+from mtrec.modelconfig import label_tasks
 
 REJECTS = pa.schema([(PLACE, pa.int64()), (ROW, pa.string()), (REASON, pa.string())])
 """What is told of an event that was read well but set aside."""
@@ -70,8 +68,8 @@ class PartTally:
         summaries: per configured column, of the training events.
         train_time_range: first and last time of training events; None if there is no such time.
         integer_ids: id column -> whether all ids were integers in the source.
-        misfits: task -> labels that do not fit it, and one of them; tasks without such left out.
-        labels: task -> smallest and largest label of the training events; tasks without left out.
+        misfits: labels that do not fit their tasks.
+        labels: ends of the labels of training events.
         rejected: reason -> events that were set aside here.
         outliers: number column -> events with an outlier, whatever was done with them.
     """
@@ -84,8 +82,8 @@ class PartTally:
     summaries: dict[str, Summary]
     train_time_range: tuple[float, float] | None
     integer_ids: dict[str, bool]
-    misfits: dict[str, tuple[int, float]]
-    labels: dict[str, tuple[float, float]]
+    misfits: Misfits
+    labels: Ranges
     rejected: Counter[str]
     outliers: dict[str, int] = field(default_factory=dict)
 
@@ -312,7 +310,7 @@ def finish_part(
         },
         labels={task.name: label_values(task.label, raw) for task in label_tasks(config.tasks)},
     )
-    texts, cuts = _tell_behaviour(config, histories, position, raw, known, items)
+    texts, cuts = tell_behaviour(config, histories, position, raw, known, items)
     named = pa.array(SPLITS).take(pa.array(split))
     interactions = filled.drop_columns(["split", PLACE])
     if not has_time:
@@ -350,131 +348,16 @@ def _tally(
         summaries=summarise(training, config.data.interactions.columns),
         train_time_range=(float(times.min()), float(times.max())) if len(times) else None,
         integer_ids=integer_ids,
-        misfits=_misfits(config, _raw_numbers(events, config)),
-        labels=_label_ranges(config, _raw_numbers(training, config)),
+        misfits=find_misfits(config, _raw_numbers(events, config)),
+        labels=find_ranges(config, _raw_numbers(training, config)),
         rejected=Counter(),
     )
-
-
-def check_labels(config: Config, tallies: Sequence[PartTally]) -> None:
-    """Check that all labels fit their tasks.
-
-    Raises:
-        DataError: a regression label is out of the task's range, or a binary one is not 0 or 1.
-    """
-    for task in label_tasks(config.tasks):
-        found = [tally.misfits[task.name] for tally in tallies if task.name in tally.misfits]
-        if found:
-            expected = "0 and 1"
-            if isinstance(task, RegressionTask):
-                expected = f"{task.min:g} to {task.max:g}"
-            raise DataError(
-                f'task {task.name}: label "{task.label}" has {sum(n for n, _ in found)} values '
-                f"that do not fit, for example {found[0][1]:g}; expected {expected}\n"
-                "bound the column (data.interactions.columns.*.min, max) so that such rows are "
-                "set aside, or change the task"
-            )
-
-
-def _misfits(config: Config, raw: dict[str, NDArray[np.float64]]) -> dict[str, tuple[int, float]]:
-    misfits = {}
-    for task in label_tasks(config.tasks):
-        values = label_values(task.label, raw)
-        if isinstance(task, RegressionTask):
-            wrong = values[(values < task.min) | (values > task.max)]
-        else:
-            wrong = values[~np.isnan(values) & (values != 0) & (values != 1)]
-        if len(wrong):
-            misfits[task.name] = (len(wrong), float(wrong[0]))
-    return misfits
-
-
-def label_ranges(tallies: Sequence[PartTally]) -> dict[str, tuple[float, float]]:
-    """Give task -> smallest and largest training label of all parts; tasks without left out."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for tally in tallies:
-        for name, ends in tally.labels.items():
-            found.setdefault(name, []).append(ends)
-    return {
-        name: (min(low for low, _ in ends), max(high for _, high in ends))
-        for name, ends in found.items()
-    }
-
-
-def _label_ranges(
-    config: Config, raw: dict[str, NDArray[np.float64]]
-) -> dict[str, tuple[float, float]]:
-    ranges = {}
-    for task in label_tasks(config.tasks):
-        values = label_values(task.label, raw)
-        known = values[~np.isnan(values)]
-        if len(known):
-            ranges[task.name] = (float(known.min()), float(known.max()))
-    return ranges
 
 
 def _raw_numbers(events: pa.Table, config: Config) -> dict[str, NDArray[np.float64]]:
     """Give the number columns as in the source, NaN where missing."""
     columns = config.data.interactions.columns
     return {name: _numpy(events, name) for name, c in columns.items() if c.kind == "number"}
-
-
-def _tell_behaviour(
-    config: Config,
-    histories: Histories,
-    position: NDArray[np.int64],
-    raw: dict[str, NDArray[np.float64]],
-    known: pa.ChunkedArray,
-    items: pa.Table,
-) -> tuple[pa.Array, NDArray[np.int64]]:
-    """Tell the first training events of each user as text; give texts (U,) and cuts (U,).
-
-    The cut is drawn per user from 2 to half the training events, so that the events from the cut on
-    are left to be predicted from the text. A user with nothing to tell has no text and cut 0.
-    """
-    behaviour = config.text.behaviour
-    cuts = np.zeros(len(histories), np.int64)
-    if behaviour is None:
-        return pa.nulls(len(histories), pa.string()), cuts
-    owner = histories.event_user
-    train = histories.split == splits.TRAIN
-    trained = np.bincount(owner[train], minlength=len(histories))
-    hashes = splits.hash_strings(pa.array(histories.user_ids, pa.string()))
-    enough = trained >= MIN_EVENTS_TO_TELL
-    high = np.maximum(trained // 2, 2)
-    drawn = splits.draw_between(splits.mix(config.run.seed, hashes), np.full_like(high, 2), high)
-    cuts[enough] = drawn[enough]
-    liked = label_values(behaviour.liked, raw) == 1
-    disliked = np.zeros_like(liked)
-    if behaviour.disliked is not None:
-        disliked = (label_values(behaviour.disliked, raw) == 1) & ~liked
-    names = items.column("name").take(known)
-    named = np.asarray(pc.fill_null(pc.not_equal(names, ""), False))
-    told = np.flatnonzero(train & (position < cuts[owner]) & (liked | disliked) & named)
-    told = _latest(told, owner, behaviour)
-    splits.assert_told_from_training(position[told], cuts[owner[told]], histories.split[told])
-    parts: dict[int, tuple[list[str], list[str]]] = {}
-    for event, name in zip(told.tolist(), names.take(pa.array(told)).to_pylist(), strict=True):
-        parts.setdefault(int(owner[event]), ([], []))[0 if liked[event] else 1].append(name)
-    texts: list[str | None] = [None] * len(histories)
-    for user, (good, bad) in parts.items():
-        texts[user] = _sentence(good, bad)
-    cuts[[n for n, text in enumerate(texts) if text is None]] = 0
-    return pa.array(texts, pa.string()), cuts
-
-
-def _sentence(liked: Sequence[str], disliked: Sequence[str]) -> str:
-    told = (("liked", liked), ("disliked", disliked))
-    return "; ".join(f"{word}: {', '.join(names)}" for word, names in told if names)
-
-
-def _latest(
-    told: NDArray[np.int64], owner: NDArray[np.int64], behaviour: BehaviourText
-) -> NDArray[np.int64]:
-    """Keep each user's latest `max_items` of the events told, which are in order."""
-    users = owner[told]
-    last = np.searchsorted(users, users, side="right")
-    return told[last - np.arange(len(told)) <= behaviour.max_items]
 
 
 def _numpy(table: pa.Table, name: str) -> NDArray[Any]:

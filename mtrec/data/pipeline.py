@@ -36,6 +36,7 @@ from mtrec.data.contract import Table
 from mtrec.data.dataset import write_table
 from mtrec.data.features import FIRST_KNOWN, FeatureTransform, fit_transform, summarise
 from mtrec.data.histories import SPLITS
+from mtrec.data.labelcheck import check_labels, join_ranges
 from mtrec.data.lookup import all_users, read_links, read_lookup
 from mtrec.data.marked import (
     PART,
@@ -49,9 +50,7 @@ from mtrec.data.marked import (
 from mtrec.data.parts import (
     OrderedPart,
     PartTally,
-    check_labels,
     finish_part,
-    label_ranges,
     limit_part,
     order_part,
 )
@@ -324,8 +323,8 @@ class _Preparation:
                 f"interactions: none of {kept} events is for training\n"
                 "change data.split, or the split column that the data brings along"
             )
-        check_labels(self.config, tallies)
-        self.report["labels"] = label_ranges(tallies)
+        check_labels(self.config, [tally.misfits for tally in tallies])
+        self.report["labels"] = join_ranges([tally.labels for tally in tallies])
 
     def _fit(
         self,

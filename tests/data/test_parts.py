@@ -8,15 +8,7 @@ from mtrec.configfile import parse_config
 from mtrec.data import clean, splits
 from mtrec.data.features import FeatureTransform, fit_transform
 from mtrec.data.histories import Histories
-from mtrec.data.parts import (
-    check_labels,
-    finish_part,
-    label_ranges,
-    limit_part,
-    order_part,
-    set_aside,
-)
-from mtrec.errors import DataError
+from mtrec.data.parts import finish_part, limit_part, order_part, set_aside
 
 
 def make_config(*, timestamp="timestamp", split=None, tasks=(), **sections):
@@ -199,77 +191,12 @@ def test_statistics_come_from_training_events_only():
     assert done["rating"].to_pylist() == [1.0, 3.0, 100.0, 2.0]
 
 
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        (TASKS[0], r'task stars: label "rating" has 2 values .* 7; expected 1 to 5'),
-        (
-            {"name": "like", "kind": "binary", "label": "rating"},
-            r'task like: label "rating" has 3 values .* 7; expected 0 and 1',
-        ),
-    ],
-)
-def test_labels_that_do_not_fit_their_task_are_counted_over_all_parts(task, message):
-    config = make_config(tasks=[task])
-    parts = [[("u", "x", 1.0, 7.0), ("u", "y", 2.0, 3.0)], [("v", "x", 1.0, 0.5)]]
-    tallies = [order(make_events(rows), config)[1] for rows in parts]
-    with pytest.raises(DataError, match=message):
-        check_labels(config, tallies)
-
-
-def test_label_ranges_are_those_of_training_events_of_all_parts():
-    config = make_config(
-        tasks=[TASKS[0], {"name": "like", "kind": "binary", "label": "rating >= 4"}]
-    )
+def test_labels_are_looked_at_in_all_events_and_their_ends_in_those_of_training():
     # Of each user the last event is the test, the last but one validation.
-    parts = [
-        [("u", "w", 0.0, 2.0), ("u", "x", 1.0, 3.0), ("u", "y", 2.0, 5.0), ("u", "z", 3.0, 1.0)],
-        [("v", "w", 0.0, 3.5), ("v", "y", 2.0, 1.0), ("v", "z", 3.0, 1.0)],
-    ]
-    tallies = [order(make_events(rows), config)[1] for rows in parts]
-    assert label_ranges(tallies) == {"stars": (2.0, 3.5), "like": (0.0, 0.0)}
-
-
-BEHAVIOUR = {
-    "text": {"behaviour": {"liked": "rating >= 4", "disliked": "rating <= 2", "max_items": 3}}
-}
-
-
-def test_a_behaviour_text_tells_training_events_before_the_cut(monkeypatch):
-    monkeypatch.setattr(splits, "draw_between", lambda hashes, low, high: high)
-    ratings = [5, 1, 4, 5, 5, 5, 5, 5, 5, 5]
-    rows = [("u", f"i{n}", float(n), float(rating)) for n, rating in enumerate(ratings)]
-    items = tuple(f"i{n}" for n in range(10))
-    (user,) = finish(rows, make_config(**BEHAVIOUR), items).users.to_pylist()
-    # Eight training events, so the cut is at most 4: i0 to i3 are told, the latest three of them.
-    assert user["behaviour_cut"] == 4
-    assert user["behaviour_text"] == "liked: The i2, The i3; disliked: The i1"
-
-
-def test_held_out_events_of_a_random_split_are_never_told():
-    config = make_config(split="random", **BEHAVIOUR)
-    rows = [(f"u{u}", f"i{n}", float(n), 5.0) for u in range(30) for n in range(12)]
-    items = tuple(f"i{n}" for n in range(12))
-    done = finish(rows, config, items)
-    histories = Histories.from_table(done.histories)
-    cuts = done.users["behaviour_cut"].to_pylist()
-    for number, text in enumerate(done.users["behaviour_text"].to_pylist()):
-        events = slice(histories.offsets[number], histories.offsets[number] + cuts[number])
-        training = histories.item_index[events][histories.split[events] == 0] - 2
-        told = text.removeprefix("liked: ").split(", ") if text else []
-        assert told == [f"The i{n}" for n in training[-3:]]
-
-
-def test_short_histories_have_no_behaviour_text():
-    rows = [("u", f"i{n}", float(n), 5.0) for n in range(5)]
-    (user,) = finish(rows, make_config(**BEHAVIOUR), ("i0", "i1")).users.to_pylist()
-    assert (user["behaviour_text"], user["behaviour_cut"]) == (None, 0)
-
-
-def test_a_user_with_nothing_to_tell_has_cut_zero():
-    rows = [("u", f"i{n}", float(n), 3.0) for n in range(9)]
-    (user,) = finish(rows, make_config(**BEHAVIOUR), ("i0", "i1")).users.to_pylist()
-    assert (user["behaviour_text"], user["behaviour_cut"]) == (None, 0)
+    rows = [("u", "w", 0.0, 2.0), ("u", "x", 1.0, 3.0), ("u", "y", 2.0, 5.0), ("u", "z", 3.0, 7.0)]
+    _, tally = order(make_events(rows), make_config(tasks=TASKS))
+    assert tally.misfits == {"stars": (1, 7.0)}
+    assert tally.labels == {"stars": (2.0, 3.0), "like": (0.0, 0.0)}
 
 
 def test_an_empty_transform_leaves_events_as_they_are():
