@@ -15,8 +15,8 @@ from mtrec.bundle import Bundle
 from mtrec.catalogue import NUM_SPECIAL, Catalogue
 from mtrec.data.histories import Histories
 from mtrec.errors import ArtifactError, RequestError
+from mtrec.model.rows import PairContext
 from mtrec.query import Event, Query
-from mtrec.ranker import PairContext
 from mtrec.rerank import cosines
 from mtrec.text.encoder import TextEncoder, build_encoder
 from mtrec.userstore import UserRows

@@ -6,7 +6,7 @@ score"). `Recommender` puts requests in front of it; `evaluate` and `score` come
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -22,28 +22,17 @@ from mtrec.data.histories import Histories, history_batch, last_windows
 from mtrec.errors import RequestError
 from mtrec.friends import FriendGraph, FriendScorer
 from mtrec.index import ExactIndex
-from mtrec.model.network import Context, UserStates
-from mtrec.model.towers import FeatureInputs, ItemVectors
+from mtrec.model.network import UserStates
+from mtrec.model.rows import PairContext, context_inputs, user_inputs
+from mtrec.model.towers import ItemVectors
 from mtrec.modelconfig import label_tasks
+from mtrec.popular import Popular
 from mtrec.rerank import blend, diversify, prediction_unit, retrieval_unit
 from mtrec.userstore import UserRows
 
 # Bound the memory of one pass, not its result.
 USERS_PER_BLOCK = 256
 _PAIRS_PER_BLOCK = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class PairContext:
-    """What is known when recommendations are asked for, R rows of users or pairs, as in the source.
-
-    Attributes:
-        numbers: context column -> (R,) values; NaN where missing.
-        categories: context column -> (R,) int32 vocabulary positions; 0 where missing.
-    """
-
-    numbers: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
-    categories: Mapping[str, NDArray[np.integer]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +150,7 @@ class Ranker:
             )
         )
         self._index = ExactIndex(arrays.search, arrays.bias, device=device)
-        self._by_popularity = np.lexsort((self.tie_rank, -bundle.popular))
+        self._popular = Popular(bundle.popular, tie_rank)
         # In a catalogue without any content, what behaviour taught tells what is alike.
         self.likeness = arrays.content if arrays.content.any() else arrays.collaborative
 
@@ -245,7 +234,7 @@ class Ranker:
     ) -> RankedLists:
         """Give the same numbers as `rank` for (B, C) given items, in their order."""
         if crowd.is_cold.any():
-            retrieval = self._popularity(item_index, crowd.exclude)
+            retrieval = self._popular.shares(item_index, crowd.exclude)
         else:
             found = self._index.search(crowd.vectors, 1, exclude=crowd.exclude, added=crowd.added)
             best = found.max_logit
@@ -275,6 +264,7 @@ class Ranker:
             return {}
         # A float32 probability near 1 has lost the logit that a factorisation joins.
         predictions = {task.name: np.empty(len(rows)) for task in self.ranking_tasks}
+        sizes, scaling = self.bundle.sizes, self.bundle.transform.event_scaling
         with torch.inference_mode():
             for at in range(0, len(rows), _PAIRS_PER_BLOCK):
                 part = slice(at, min(at + _PAIRS_PER_BLOCK, len(rows)))
@@ -282,7 +272,9 @@ class Ranker:
                     torch.from_numpy(np.asarray(values[part], np.int64)).to(self._device)
                     for values in (rows, item_index)
                 )
-                inputs = self._context_inputs(context or PairContext(), part)
+                inputs = context_inputs(
+                    context or PairContext(), part, sizes, scaling, self._device
+                )
                 logits = self._model.rank(crowd.states.at(user), item, self._vectors, inputs)
                 exact = {name: values.double() for name, values in logits.items()}
                 for name, values in self._model.predict(exact).items():
@@ -359,7 +351,8 @@ class Ranker:
                     name: torch.from_numpy(values).to(self._device)
                     for name, values in batch.items()
                 }
-                inputs = self._user_inputs(users, rows if owner is None else owner[rows])
+                own = rows if owner is None else owner[rows]
+                inputs = user_inputs(users, own, self.bundle.sizes, self._device)
                 parts.append(self._model.encode_users(tensors, inputs, self._vectors))
             states = parts[0]
             if len(order) > 1:
@@ -400,32 +393,10 @@ class Ranker:
         retrieval = retrieval_unit(found.logit, found.max_logit[:, None])
         cold = np.flatnonzero(crowd.is_cold).tolist()
         for row in cold:
-            item_index[row] = self._most_popular(crowd.exclude[row], allowed, width)
-        retrieval[cold] = self._popularity(item_index[cold], [crowd.exclude[row] for row in cold])
+            item_index[row] = self._popular.top(crowd.exclude[row], allowed, width)
+        exclude = [crowd.exclude[row] for row in cold]
+        retrieval[cold] = self._popular.shares(item_index[cold], exclude)
         return item_index, retrieval
-
-    def _popularity(
-        self, item_index: NDArray[np.int64], exclude: Sequence[NDArray[np.integer]]
-    ) -> NDArray[np.float64]:
-        """Give each item's events relative to the most that an item of this user has, at most 1."""
-        counts = self.bundle.popular
-        result = np.zeros(item_index.shape)
-        for row, gone in enumerate(exclude):
-            best = self._most_popular(gone, None, 1)
-            largest = counts[best[0]] if best[0] >= 0 else 0
-            if largest > 0:
-                result[row] = np.minimum(counts[np.maximum(item_index[row], 0)] / largest, 1.0)
-        return result
-
-    def _most_popular(
-        self, exclude: NDArray[np.integer], allowed: NDArray[np.bool_] | None, count: int
-    ) -> NDArray[np.int64]:
-        """Give the positions with the most events, ties by item id, -1 where there are too few."""
-        usable = np.ones(len(self.tie_rank), bool) if allowed is None else allowed.copy()
-        usable[:NUM_SPECIAL] = False
-        usable[exclude] = False
-        best = self._by_popularity[usable[self._by_popularity]][:count]
-        return np.pad(best, (0, count - len(best)), constant_values=-1)
 
     def _predict(
         self, crowd: Crowd, item_index: NDArray[np.int64], context: PairContext | None
@@ -475,51 +446,3 @@ class Ranker:
             )
             keep[row, : len(chosen)] = real[np.sort(chosen)]
         return keep
-
-    # ---- inputs ---------------------------------------------------------------------------------
-
-    def _user_inputs(self, users: UserRows, rows: NDArray[np.int64]) -> FeatureInputs:
-        features = users.features
-        width = self.bundle.sizes.users.text_width
-        text = users.text[rows]
-        if text.shape[1] != width:
-            assert not users.has_text.any(), "text vectors of another width than the model's"
-            text = np.zeros((len(rows), width), np.float32)
-
-        def tensor(values: NDArray[np.generic], dtype: type) -> torch.Tensor:
-            return torch.from_numpy(np.asarray(values, dtype)).to(self._device)
-
-        return FeatureInputs(
-            numbers=tensor(features.numbers[rows], np.float32),
-            categories={
-                name: tensor(values[rows], np.int64) for name, values in features.categories.items()
-            },
-            multi={name: tensor(values[rows], np.int64) for name, values in features.multi.items()},
-            text=tensor(text, np.float32),
-            has_text=tensor(users.has_text[rows], np.float32),
-        )
-
-    def _context_inputs(self, context: PairContext, part: slice) -> Context:
-        """Turn the rows `part` of a context into the ranking network's inputs."""
-        sizes, scaling = self.bundle.sizes, self.bundle.transform.event_scaling
-        count = part.stop - part.start
-        numbers = np.zeros((count, len(sizes.context_numbers)), np.float32)
-        present = np.zeros_like(numbers)
-        for column, name in enumerate(sizes.context_numbers):
-            if name in context.numbers:
-                offset, scale = scaling[name]
-                raw = np.asarray(context.numbers[name][part], np.float32)
-                is_given = np.isfinite(raw)
-                numbers[:, column] = np.where(is_given, (raw - offset) / scale, 0.0)
-                present[:, column] = is_given
-        categories = {
-            name: np.asarray(context.categories[name][part], np.int64)
-            if name in context.categories
-            else np.zeros(count, np.int64)
-            for name in sizes.context_categories
-        }
-        return Context(
-            torch.from_numpy(numbers).to(self._device),
-            torch.from_numpy(present).to(self._device),
-            {name: torch.from_numpy(v).to(self._device) for name, v in categories.items()},
-        )

@@ -23,9 +23,10 @@ from mtrec.explain import Explainer, Explanation
 from mtrec.friends import FriendGraph, FriendScorer
 from mtrec.inputs import RequestInputs
 from mtrec.itemitem import interaction_matrix
+from mtrec.model.rows import PairContext
 from mtrec.profile import tell_user
 from mtrec.query import Limits, Query, QueryReader, clip, read_id, read_ids, read_text
-from mtrec.ranker import USERS_PER_BLOCK, PairContext, RankedLists, Ranker, Wish
+from mtrec.ranker import USERS_PER_BLOCK, RankedLists, Ranker, Wish
 from mtrec.rerank import cosines
 from mtrec.userstore import UserRows
 

@@ -35,7 +35,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("baselines", "classics", "report"),
         *("comparison", "charts", "twins_page", "pageparts"),
         *("report_page", "report_sections", "report_view"),
-        *("query", "catalogue", "folds", "harm", "profile"),
+        *("query", "catalogue", "popular", "folds", "harm", "profile"),
     ),
     3: ("bundle",),
     4: (

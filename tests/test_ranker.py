@@ -6,7 +6,8 @@ from small_bundle import Small
 from mtrec.bundle import Bundle, load_bundle
 from mtrec.data.histories import Histories, history_batch
 from mtrec.errors import RequestError
-from mtrec.ranker import Crowd, PairContext, Ranker, Wish
+from mtrec.model.rows import user_inputs
+from mtrec.ranker import Crowd, Ranker, Wish
 from mtrec.userstore import UserRows
 
 CLICK = {"click": 1.0}
@@ -59,7 +60,7 @@ def test_state_is_what_the_model_makes_of_the_last_window(
     known = small.histories.select(small.histories.item_index >= 2)
     stop = known.offsets[6:7]  # the user with nine events, of which the model sees four
     batch = history_batch(known, stop - 4, stop, scaling=bundle.transform.event_scaling)
-    inputs = ranker._user_inputs(users, np.array([5]))
+    inputs = user_inputs(users, np.array([5]), bundle.sizes, "cpu")
     tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
     with torch.inference_mode():
         expected = bundle.model.encode_users(tensors, inputs, ranker._vectors)
@@ -132,16 +133,6 @@ def test_pairs_get_what_lists_say(ranker: Ranker, crowd: Crowd) -> None:
     for task in ("stars", "like"):
         np.testing.assert_allclose(pairs[task], lists.tasks[task].ravel(), rtol=1e-5)
     assert (lists.tasks["stars"] >= 1).all() and (lists.tasks["stars"] <= 5).all()
-
-
-def test_context_of_pairs_is_scaled_as_in_training(
-    bundle: Bundle, ranker: Ranker, crowd: Crowd
-) -> None:
-    context = PairContext({"hour": np.array([18.0, np.nan])}, {"device": np.array([2, 0])})
-    inputs = ranker._context_inputs(context, slice(0, 2))
-    assert inputs.numbers.tolist() == [[1.0], [0.0]]  # (18 - 12) / 6
-    assert inputs.present.tolist() == [[1.0], [0.0]]
-    assert inputs.categories["device"].tolist() == [2, 0]
 
 
 def test_numbers_beyond_the_model_are_the_requests_fault(
