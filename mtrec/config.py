@@ -253,7 +253,7 @@ class ServeConfig(Section):
     lets as many into Ray Serve's Python proxy as `max_replicas` can take."""
     max_queued_requests: int = Field(32, ge=1)
     """Requests that wait at most; more are refused with 503. Behind HAProxy each replica has a
-    queue, for bursts: after a refusal it has none until a second has gone by without another. A
+    queue, for bursts: after a refusal it has none until 250 ms have gone by without another. A
     longer queue answers no more requests, only later."""
     request_timeout_s: float = Field(30.0, gt=0.0)
     """Requests that take longer are answered 408; in seconds."""
@@ -296,6 +296,13 @@ class RayConfig(Section):
     """Shared memory of a local Ray in MiB; default: Ray's."""
     partitions: int | None = Field(None, ge=1)
     """Partitions of a group-by; default: from the size of the data and the CPUs."""
+
+
+class Serving(Section):
+    """What serving a bundle needs of a run's configuration."""
+
+    serve: ServeConfig = ServeConfig()
+    ray: RayConfig = RayConfig()
 
 
 class Config(Section):

@@ -21,7 +21,7 @@ _LIMIT = "MTREC_DOOR_LIMIT"
 _BURST = "MTREC_DOOR_BURST"
 # Whoever watches the endpoint is told the truth however busy it is; Ray's own checks begin so.
 _ALWAYS_OPEN = ("/healthz", "/readyz", "/-/")
-_CALM_S = 1.0
+_CALM_S = 0.25
 
 
 class Door:
@@ -29,8 +29,8 @@ class Door:
 
     A pause of the machine makes a burst, and a queue absorbs it. A queue that is always full
     absorbs nothing, it only makes every answer late by its length: from the first refusal on there
-    is none, until a second has gone by without another. Health checks always come in, and count as
-    nobody.
+    is none, until a quarter of a second has gone by without another. Health checks always come in,
+    and count as nobody.
 
     Args:
         app: what is behind.
