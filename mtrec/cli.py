@@ -15,8 +15,8 @@ import typer
 from typer.exceptions import TyperException
 
 from mtrec import __version__, artifacts, chain
-from mtrec.config import Config
-from mtrec.configfile import dump_config, load_config
+from mtrec.config import Config, Serving
+from mtrec.configfile import dump_config, load_config, parse_serving
 from mtrec.errors import ConfigError, DataError, MtrecError
 from mtrec.runlog import configure_logging
 from mtrec.stages import Outcome, Paths
@@ -208,12 +208,12 @@ def serve(
         Path | None, typer.Option("--config", "-c", help="For its serve section.")
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.")] = None,
     ingress: Annotated[
         Ingress | None,
         typer.Option(
             help="What takes requests in: Ray Serve's Python proxy, or HAProxy, about six times as "
-            "fast; it opens side ports on all interfaces (mtrec doctor names them)."
+            "fast; it also opens ports 9101 and 8404 (metrics, statistics) on all interfaces."
         ),
     ] = None,
     overrides: SetOption = None,
@@ -222,16 +222,15 @@ def serve(
 ) -> None:
     """Answer over HTTP until Ctrl-C."""
     configure_logging(verbose=verbose)
-    loaded = load_config(config, overrides or []) if config is not None else None
+    settings = overrides or []
+    loaded = parse_serving(settings) if config is None else load_config(config, settings)
     _serve(bundle, loaded, address, host=host, port=port, ingress=ingress)
 
 
-def _serve(bundle: str, config: Config | None, address: str | None, **changes: Any) -> None:
-    from mtrec.config import RayConfig, ServeConfig
+def _serve(bundle: str, config: Config | Serving, address: str | None, **changes: Any) -> None:
     from mtrec.serve.ingress import choose
 
-    settings = config.serve if config is not None else ServeConfig()
-    settings = settings.model_copy(
+    settings = config.serve.model_copy(
         update={name: value for name, value in changes.items() if value is not None}
     )
     _verify(bundle)  # a wrong folder or a damaged file is told before Ray is started
@@ -243,7 +242,7 @@ def _serve(bundle: str, config: Config | None, address: str | None, **changes: A
     from mtrec.rayrun import connect
     from mtrec.serve.app import ServeArgs, serve_until_interrupt
 
-    connect(config.ray if config is not None else RayConfig(), address)
+    connect(config.ray, address)
     serve_until_interrupt(ServeArgs.from_config(bundle, settings), _announce)
 
 
@@ -294,6 +293,8 @@ def bundle_add_items(
     done = add_items(path, items)
     if done.left:
         print(f"{len(done.left)} items are in the bundle already; they stay as they are")
+    for column, count in done.unknown.items():
+        print(f"{column}: {count} items have values that training never saw; they tell nothing")
     _print_revised(done.version, f"{done.changed} items added")
 
 

@@ -8,13 +8,15 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mtrec.config import Config
+from mtrec.config import Config, Serving
 from mtrec.errors import ConfigError
+
+_Checked = TypeVar("_Checked", bound=BaseModel)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -54,8 +56,29 @@ def parse_config(tree: dict[str, Any], *, name: str = "configuration") -> Config
     Raises:
         ConfigError: a key or value is wrong; all problems are named.
     """
+    return _check(Config, tree, name)
+
+
+def parse_serving(overrides: Sequence[str]) -> Serving:
+    """Check `a.b=value` overrides of the sections `serve` and `ray`, where there is no file.
+
+    Raises:
+        ConfigError: a key or value is wrong, or of another section.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        if override.strip().partition(".")[0] not in Serving.model_fields:
+            raise ConfigError(
+                f"--set {override}: without --config only keys of "
+                f"{' and '.join(Serving.model_fields)} count here"
+            )
+        _apply_override(tree, override)
+    return _check(Serving, tree, "--set")
+
+
+def _check(kind: type[_Checked], tree: dict[str, Any], name: str) -> _Checked:
     try:
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         # A misspelt key is also a missing one: the line with the hint comes first.
         problems = sorted(error.errors(), key=lambda problem: problem["type"] == "missing")

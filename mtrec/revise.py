@@ -11,7 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from mtrec.catalogue import NUM_SPECIAL
 from mtrec.data import contract, readers
 from mtrec.data.contract import PLACE, REASON, ROW
 from mtrec.data.dataset import read_table
+from mtrec.data.features import UNKNOWN
 from mtrec.dataconfig import ItemsTable
 from mtrec.errors import ArtifactError, DataError
 from mtrec.localcopy import local_files
@@ -47,11 +48,14 @@ class Revised:
         changed: items added or users taken out.
         left: ids that were asked for and changed nothing: items that were there already, users
             who were not.
+        unknown: category column -> items added with a value that training never saw; columns
+            without left out.
     """
 
     version: str | None
     changed: int
     left: list[str]
+    unknown: dict[str, int] = field(default_factory=dict)
 
 
 def add_items(path: str, file: str) -> Revised:
@@ -76,7 +80,8 @@ def add_items(path: str, file: str) -> Revised:
     if not new.num_rows:
         return Revised(None, 0, known)
     text = _encode(bundle, new)
-    inputs = feature_inputs(bundle.transform.item_features(new), text, shift=0)
+    features = bundle.transform.item_features(new)
+    inputs = feature_inputs(features, text, shift=0)
     if not bundle.sizes.items.text_width:
         inputs = replace(inputs, text=inputs.text[:, :0], has_text=inputs.has_text * 0.0)
     with torch.inference_mode():
@@ -86,7 +91,13 @@ def add_items(path: str, file: str) -> Revised:
         _extend(bundle, folder, new, content, text)
 
     version = _write(bundle, fill, "add-items", new.column("item_id").to_pylist())
-    return Revised(version, new.num_rows, known)
+    values = {**features.categories, **features.multi}
+    counts = {
+        name: int((positions.reshape(new.num_rows, -1) == UNKNOWN).any(axis=1).sum())
+        for name, positions in values.items()
+    }
+    unknown = {name: count for name, count in counts.items() if count}
+    return Revised(version, new.num_rows, known, unknown)
 
 
 def remove_users(path: str, user_ids: Sequence[str]) -> Revised:

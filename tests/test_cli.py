@@ -139,6 +139,21 @@ def test_a_corrupted_bundle_ends_with_4(copied_run: Config) -> None:
         assert "weights.safetensors" in few_lines(done.stderr)[0]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--port", "99999"], "65535"),
+        (["--set", "serve.folow_s=2"], 'did you mean "follow_s"'),
+    ],
+)
+def test_serve_refuses_settings_by_name_before_it_looks_for_a_bundle(
+    arguments: list[str], told: str
+) -> None:
+    done = mtrec("serve", "--bundle", "nowhere", *arguments)
+    assert done.returncode == 2
+    assert told in " ".join(done.stderr.split())
+
+
 @pytest.mark.ray
 def test_a_whole_bundle_is_verified_and_shown(planted_run) -> None:
     bundles = str(planted_run[1] / "bundles")

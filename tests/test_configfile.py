@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_config import tree
 
-from mtrec.configfile import dump_config, load_config, parse_config
+from mtrec.config import ServeConfig
+from mtrec.configfile import dump_config, load_config, parse_config, parse_serving
 from mtrec.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").rglob("*.yaml"))
@@ -19,6 +20,30 @@ def written(folder: Path, content: dict[str, Any]) -> Path:
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
     return path
+
+
+# ---- serving without a file ---------------------------------------------------------------------
+
+
+def test_serving_without_a_file_takes_overrides_of_its_own_sections() -> None:
+    serving = parse_serving(["serve.follow_s=2", "serve.max_k=50", "ray.num_cpus=4"])
+
+    assert (serving.serve.follow_s, serving.serve.max_k, serving.ray.num_cpus) == (2.0, 50, 4)
+    assert parse_serving([]).serve == ServeConfig()
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("serve.folow_s=2", 'unknown key serve.folow_s; did you mean "follow_s"'),
+        ("serve.port=99999", "serve.port: .*65535"),
+        ("train.epochs=3", "without --config only keys of serve and ray"),
+        ("serve", "expected key=value"),
+    ],
+)
+def test_a_wrong_override_of_serving_is_refused_by_name(override: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        parse_serving([override])
 
 
 # ---- what is told about a mistake ---------------------------------------------------------------

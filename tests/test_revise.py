@@ -226,6 +226,17 @@ def test_of_a_removed_user_no_file_of_the_new_version_holds_the_id(
     assert {name.split("/")[0] for name in changed} == {"users", "config.json"}
 
 
+def test_values_that_training_never_saw_are_counted(bundles: Path, tmp_path: Path) -> None:
+    row = load_bundle(str(bundles)).items.to_pylist()[4]
+    known = {name: row[name] for name in ("title", "genres", "brand", "price")}
+    strange = {**known, "genres": "no|such", "brand": "nobody's"}
+    rows = [{"item_id": f"zz-{at}", **(known if at else strange)} for at in range(3)]
+
+    done = add_items(str(bundles), write(tmp_path, rows))
+
+    assert done.unknown == {"genres": 1, "brand": 1}
+
+
 def test_removing_nobody_known_makes_no_version(bundles: Path) -> None:
     done = remove_users(str(bundles), ["nobody"])
 
