@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 import urllib.error
@@ -38,7 +39,7 @@ from mtrec.errors import ConfigError, MtrecError
 from mtrec.query import Limits as QueryLimits
 from mtrec.rayrun import alive_nodes, call_on_nodes, node_name
 from mtrec.recommender import Recommender
-from mtrec.runlog import configure_logging
+from mtrec.runlog import configure_logging, event
 from mtrec.serve import door
 from mtrec.serve.host import ModelHost, Servable
 from mtrec.serve.ingress import check_nodes, chosen
@@ -56,6 +57,7 @@ _CONSTRUCTOR_TRIES = 2
 _LOOK_BACK_S = 15.0
 # With every check a replica tells its metrics which bundle it has; Ray exports every 10 s.
 _HEALTH_S = 5.0
+_ASK_S = 2.0
 _log = logging.getLogger("mtrec.serve")
 
 
@@ -81,7 +83,8 @@ class Endpoint:
     """One replica: loads the bundle, then answers; see `routes`."""
 
     def __init__(self, args: ServeArgs) -> None:
-        configure_logging(as_json=args.log_format == "json")
+        # Behind HAProxy, Ray Serve has put a buffer of a thousand lines in the place of stderr.
+        configure_logging(as_json=args.log_format == "json", stream=sys.__stderr__)
         key = os.environ.get(KEY_VARIABLE)
         if args.require_key and not key:
             raise ConfigError(
@@ -105,7 +108,11 @@ class Endpoint:
     def __serve_build_asgi_app__(self) -> ASGIApp:  # Ray Serve's name
         """Give the application that Serve sends requests to; called once, after `__init__`."""
         return create_fastapi(
-            self._host, self._limits, api_key=self._key, access_log=self._access_log
+            self._host,
+            self._limits,
+            api_key=self._key,
+            access_log=self._access_log,
+            names_request=False,
         )
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
@@ -118,6 +125,10 @@ class Endpoint:
         if bundle != self._bundle:
             self._bundle = bundle
             await self._host.swap(bundle)
+
+    def state(self) -> tuple[str, str | None]:
+        """Tell the version that answers, and why the last one that was offered does not."""
+        return self._host.require().version, self._host.refused
 
     def check_health(self) -> None:
         """Tell Serve that this replica can answer; it is restarted if this raises."""
@@ -243,17 +254,45 @@ def serve_until_interrupt(args: ServeArgs, announce: Callable[[str], None]) -> N
         del number, frame
         stopped.set()
 
+    event(_log, "serve.start", note="Ray Serve takes half a minute or so")
     url = serve_bundle(args)
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         announce(url)
         # A wait without end would not let Python run the handler on every platform.
+        told, looked = _state(), time.monotonic()
         while not stopped.wait(0.5):
-            pass
+            if args.follow_s and time.monotonic() - looked > max(args.follow_s, 1.0):
+                told, looked = _tell(told), time.monotonic()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         stop_serving()
+
+
+State = tuple[str, str | None]
+
+
+def _state() -> State | None:
+    """Ask a replica which version answers and what it refused; None: it has no time."""
+    try:
+        found: State = serve.get_app_handle(APP_NAME).state.remote().result(timeout_s=_ASK_S)
+    except Exception:  # it is asked again soon
+        return None
+    return found
+
+
+def _tell(before: State | None) -> State | None:
+    """Log what has changed since; replicas' own logs are far from who sits at the terminal."""
+    now = _state()
+    if now is None or now == before:
+        return now or before
+    version, refused = now
+    if refused is not None and (before is None or refused != before[1]):
+        _log.error("bundle.refused serving=%s: %s", version, refused)
+    if before is not None and version != before[0]:
+        event(_log, "bundle.serving", version=version, replaced=before[0])
+    return now
 
 
 def check_port(host: str, port: int) -> None:

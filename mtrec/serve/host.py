@@ -196,7 +196,7 @@ class ModelHost:
             try:
                 place = find(path)
             except Exception as error:  # the storage may be back at the next look
-                if self.refused is None:
+                if self.refused != (str(error) or type(error).__name__):
                     self._refuse(path, error)
                 continue
             if place.rstrip("/").rpartition("/")[2] == current.version:

@@ -39,7 +39,12 @@ class Limits:
 
 
 def create_fastapi(
-    host: ModelHost, limits: Limits, *, api_key: str | None = None, access_log: bool = False
+    host: ModelHost,
+    limits: Limits,
+    *,
+    api_key: str | None = None,
+    access_log: bool = False,
+    names_request: bool = True,
 ) -> FastAPI:
     """Build the application around the recommender that `host` holds.
 
@@ -48,14 +53,23 @@ def create_fastapi(
         limits: of bodies, batches, histories and lists.
         api_key: with one, every route but the page and the health checks wants it.
         access_log: write a log line for every request.
+        names_request: put the request's id into the answer; Ray Serve does so itself.
     """
-    app = FastAPI(title="mtrec", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="mtrec",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        # A redirect would send the caller to the host that the request names.
+        redirect_slashes=False,
+    )
     app.add_middleware(
         Guard,
         api_key=ApiKey(api_key) if api_key else None,
         model_version=lambda: host.current.version if host.current else None,
         watch=host.watch,
         access_log=access_log,
+        names_request=names_request,
     )
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -61,6 +61,7 @@ class Guard:
         model_version: tells the version that answers, for the header `x-model-version`.
         watch: is told of every request.
         access_log: write a log line for every request.
+        names_request: put the request's id into the answer.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class Guard:
         model_version: Callable[[], str | None],
         watch: Watch | None = None,
         access_log: bool = False,
+        names_request: bool = True,
     ) -> None:
         self._app = app
         self._api_key = api_key
         self._model_version = model_version
         self._watch = watch or Unwatched()
         self._access_log = access_log
+        self._names_request = names_request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -92,7 +95,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 started = message["status"]
                 marked = MutableHeaders(scope=message)
-                marked["x-request-id"] = request_id
+                if self._names_request:
+                    marked["x-request-id"] = request_id
                 marked["x-content-type-options"] = "nosniff"
                 version = self._model_version()
                 if version is not None:

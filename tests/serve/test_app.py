@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ from mtrec import storage
 from mtrec.config import ServeConfig
 from mtrec.errors import ArtifactError, ConfigError, MtrecError
 from mtrec.recommender import Recommender
-from mtrec.serve import door
+from mtrec.serve import app, door
 from mtrec.serve.app import (
     Endpoint,
     ServeArgs,
@@ -119,6 +120,39 @@ def test_the_other_routes_answer_as_the_recommender_does(endpoint: str, small: "
     assert items == model.find_items("space", 2)
     assert call(f"{endpoint}/v1/model")[1] == model.info()
     assert call(f"{endpoint}/v1/friends", {"user_id": "u1"})[0] == 404
+
+
+@pytest.mark.ray
+def test_each_answer_has_one_request_id(endpoint: str) -> None:
+    request = urllib.request.Request(f"{endpoint}/v1/model", headers={"X-Request-ID": "run-7"})
+    with urllib.request.urlopen(request) as answer:
+        assert answer.headers.get_all("x-request-id") == ["run-7"]
+
+
+@pytest.mark.ray
+def test_a_replica_tells_its_version_and_nothing_refused(endpoint: str, small: "Small") -> None:
+    assert app._state() == (small.version, None)
+
+
+def test_what_a_replica_took_or_refused_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    states = iter([("v1", "no such folder"), None, ("v1", "no such folder"), ("v2", None)])
+    monkeypatch.setattr(app, "_state", lambda: next(states))
+    monkeypatch.setattr(logging.getLogger("mtrec"), "propagate", True)
+    told: list[list[str]] = []
+    state: app.State | None = ("v1", None)
+    with caplog.at_level(logging.INFO, "mtrec.serve"):
+        for _ in range(4):
+            caplog.clear()
+            state = app._tell(state)
+            told.append(caplog.messages)
+
+    assert told == [
+        ["bundle.refused serving=v1: no such folder"],
+        *([], []),
+        ["bundle.serving version=v2 replaced=v1"],
+    ]
 
 
 @pytest.mark.ray

@@ -150,9 +150,14 @@ def test_a_pointer_that_moves_is_followed_and_a_bad_place_is_not() -> None:
             wait_for(lambda count=count: notes.bad == count)  # type: ignore[misc]  # bound now
             assert host.refused is not None
             assert host.require().version == "v2"
+        # Another mistake is told as well, though nothing was right in between.
+        place[0] = ""
+        wait_for(lambda: notes.bad == 4)
+        assert host.refused == "the pointer names nothing"
+        place[0] = "bundles/unsound"
         # What was refused is not tried again and again.
         time.sleep(0.1)
-        assert notes.bad == 3
+        assert notes.bad == 4
         place[0] = "bundles/v3"
         wait_for(lambda: host.require().version == "v3")
         assert host.refused is None

@@ -95,6 +95,12 @@ def test_a_request_id_is_echoed_and_a_harmful_one_replaced() -> None:
     assert made.headers["x-request-id"] != harmful.headers["x-request-id"]
 
 
+def test_where_somebody_else_names_requests_the_answer_has_no_second_id() -> None:
+    guard = Guard(echo, api_key=None, model_version=lambda: "v7", names_request=False)
+
+    assert "x-request-id" not in TestClient(guard).get("/").headers
+
+
 @pytest.mark.parametrize("path", ["/", "/fail/ours", "/fail/theirs"])
 def test_every_answer_names_the_model_version(path: str) -> None:
     assert client().get(path).headers["x-model-version"] == "v7"
