@@ -221,7 +221,10 @@ class Bench:
             row += f", one of two replicas killed every {kill_s:g} s"
         add = self._results.add
         add(row, "requests", float(seen["requests"]))
-        failed = {s: n for s, n in seen["status"].items() if s not in ("200", "mixed")}
+        # What a busy machine did not send in time has not failed, and is told apart.
+        add(row, "not_sent", float(seen["status"].get("not sent", 0)))
+        fine = ("200", "mixed", "not sent")
+        failed = {s: n for s, n in seen["status"].items() if s not in fine}
         if kill_s:
             # What a killed process had in hand is lost; that nothing is, is what we aim at.
             add(row, "failed", float(sum(failed.values())), aim=0.0, lower_is_better=True)

@@ -24,9 +24,13 @@ MAX_TEXT_CHARACTERS = 20_000
 _LARGEST = 1e12  # far above any rating or price, far below what float32 arithmetic can square
 _LARGEST_SECONDS = 1e12
 _SHOWN = 60
-_REQUEST_KEYS = (
-    *("user_id", "history", "text", "k", "exclude", "include_seen", "weights", "filter"),
-    *("diversity", "context", "explain"),
+USER_KEYS = ("user_id", "history", "text", "context")
+"""Keys of a request that say who asks, and when."""
+SCORE_KEYS = (*USER_KEYS, "weights")
+"""Keys of a request that have a say in what the tasks say of given items."""
+REQUEST_KEYS = (
+    *SCORE_KEYS,
+    *("k", "exclude", "include_seen", "filter", "diversity", "explain"),
 )
 
 
@@ -85,19 +89,19 @@ class QueryReader:
         self._numbers = {name: c for name, c in columns.items() if c.kind == "number"}
         self._categories = {n: c for n, c in columns.items() if c.kind in ("category", "time")}
 
-    def read(self, request: object, *, also: Sequence[str] = ()) -> Query:
+    def read(self, request: object, *, known: Sequence[str] = REQUEST_KEYS) -> Query:
         """Check one request.
 
         Args:
             request: JSON-like; keys as in `POST /v1/recommend`; a null counts as not given.
-            also: further keys that the caller reads itself.
+            known: the keys that it may have, some of these.
 
         Raises:
             RequestError: a key is unknown, or a value has the wrong type or is out of bounds.
         """
         if not isinstance(request, Mapping):
             raise _refuse("", "expected an object", request)
-        _check_keys(request, [*_REQUEST_KEYS, *also], "")
+        _check_keys(request, known, "")
         given = {key: value for key, value in request.items() if value is not None}
         numbers, categories = self._columns(
             _mapping(given.get("context", {}), "context"), "context", only_context=True
@@ -198,7 +202,7 @@ class QueryReader:
         for name, weight in _mapping(value, "weights").items():
             if name not in self._tasks:
                 raise RequestError(
-                    f'weights: there is no task "{clip(name)}"; there are {self._tasks}',
+                    f'weights: there is no task "{clip(name)}"; there are {", ".join(self._tasks)}',
                     code="unknown_task",
                     field=f"weights.{clip(name)}",
                 )
@@ -293,7 +297,9 @@ def _check_keys(value: Mapping[str, object], known: Iterable[str], place: str) -
         if key not in names:
             where = f"{place}.{clip(key)}" if place else clip(key)
             near = difflib.get_close_matches(clip(key), names, n=1)
-            hint = f'did you mean "{near[0]}"?' if near else f"there are {names}"
+            hint = (
+                f'did you mean "{near[0]}"?' if near else f"there are {', '.join(names) or 'none'}"
+            )
             raise RequestError(f"{where} is not known; {hint}", code="unknown_field", field=where)
 
 
@@ -305,7 +311,9 @@ def _refuse(place: str, expected: str, found: object) -> RequestError:
 def show(value: object) -> str:
     """Write a value of a request for a message: short, and always valid Unicode."""
     if isinstance(value, list | tuple | Mapping):
-        return f"a {'list' if isinstance(value, list | tuple) else 'object'} of {len(value)}"
+        return f"{'a list' if isinstance(value, list | tuple) else 'an object'} of {len(value)}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     try:
         return clip(repr(value))
     except ValueError:  # Python refuses to write integers of over 4,300 digits

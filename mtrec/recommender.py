@@ -25,7 +25,17 @@ from mtrec.inputs import RequestInputs
 from mtrec.itemitem import interaction_matrix
 from mtrec.model.rows import PairContext
 from mtrec.profile import tell_user
-from mtrec.query import Limits, Query, QueryReader, clip, read_id, read_ids, read_text
+from mtrec.query import (
+    SCORE_KEYS,
+    USER_KEYS,
+    Limits,
+    Query,
+    QueryReader,
+    clip,
+    read_id,
+    read_ids,
+    read_text,
+)
 from mtrec.ranker import USERS_PER_BLOCK, RankedLists, Ranker, Wish
 from mtrec.rerank import cosines
 from mtrec.userstore import UserRows
@@ -128,7 +138,7 @@ class Recommender:
         """Give one number per task for a user and given items, in the order of `item_ids`.
 
         Args:
-            request: a user as in `recommend`; `weights` and `context` count too.
+            request: a user as in `recommend`: `user_id`, `history`, `text`, `context`, `weights`.
             item_ids: items of the catalogue.
 
         Returns:
@@ -138,7 +148,7 @@ class Recommender:
         Raises:
             RequestError: the request is wrong, or an item is not in the catalogue (404).
         """
-        query = self._reader.read(request)
+        query = self._reader.read(request, known=SCORE_KEYS)
         places = [
             self._catalogue.require(item_id, f"item_ids.{at}")
             for at, item_id in enumerate(read_ids(item_ids, "item_ids"))
@@ -203,7 +213,7 @@ class Recommender:
         Raises:
             RequestError: the request is wrong, or the model has no social task (404).
         """
-        query, k = self._reader.read(request), self._reader.read_k(k)
+        query, k = self._reader.read(request, known=USER_KEYS), self._reader.read_k(k)
         scorer, store = self._ranker.friends, self.bundle.users
         if scorer is None:
             raise RequestError(

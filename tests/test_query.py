@@ -5,7 +5,17 @@ from small_bundle import small_config
 
 from mtrec.dataconfig import TimeColumn
 from mtrec.errors import RequestError
-from mtrec.query import Limits, Query, QueryReader, read_id, read_ids, read_text
+from mtrec.query import (
+    SCORE_KEYS,
+    USER_KEYS,
+    Limits,
+    Query,
+    QueryReader,
+    read_id,
+    read_ids,
+    read_text,
+    show,
+)
 
 
 @pytest.fixture
@@ -94,8 +104,23 @@ def test_unknown_key_names_the_nearest(reader: QueryReader) -> None:
         reader.read({"exlude": []})
 
 
-def test_keys_that_the_caller_reads_may_be_there(reader: QueryReader) -> None:
-    assert reader.read({"item_ids": [1]}, also=["item_ids"]).user_id is None
+@pytest.mark.parametrize("key", ["filter", "diversity", "explain", "k", "exclude"])
+def test_keys_that_have_no_say_are_refused(reader: QueryReader, key: str) -> None:
+    assert reader.read({"user_id": 7, "weights": None}, known=SCORE_KEYS).user_id == "7"
+    for known in (USER_KEYS, SCORE_KEYS):
+        with pytest.raises(RequestError, match=f"{key} is not known"):
+            reader.read({"user_id": 7, key: None}, known=known)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        *((None, "null"), (True, "true"), (False, "false"), (0, "0"), ("a", "'a'")),
+        *(({"a": 1}, "an object of 1"), ([1, 2], "a list of 2")),
+    ],
+)
+def test_values_are_shown_as_json_names_them(value: object, shown: str) -> None:
+    assert show(value) == shown
 
 
 def test_blank_text_is_no_text(reader: QueryReader) -> None:

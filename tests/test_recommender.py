@@ -412,7 +412,7 @@ def test_somebody_of_whom_nothing_is_known_gets_those_with_most_links(
 def test_the_social_task_is_no_part_of_an_items_score(befriended: Recommender) -> None:
     (answer,) = befriended.recommend([{"user_id": "u1"}])
     assert set(answer["recommendations"][0]["tasks"]) == {"click", "stars", "like"}
-    with pytest.raises(RequestError, match=r"there are \['click', 'stars', 'like'\]"):
+    with pytest.raises(RequestError, match="there are click, stars, like"):
         befriended.recommend([{"user_id": "u1", "weights": {"friends": 1.0}}])
 
 

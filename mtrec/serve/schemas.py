@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from typing_extensions import TypedDict
 
 from mtrec.errors import RequestError
-from mtrec.query import MAX_TEXT_CHARACTERS, clip, show
+from mtrec.query import MAX_TEXT_CHARACTERS, SCORE_KEYS, clip, show
 
 _STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -62,7 +62,8 @@ class UserRequest(TypedDict):
     ]
     text: NotRequired[
         Annotated[
-            Text | None, Field(description="What is known of the user in words, any language.")
+            Text | None,
+            Field(description="The user in words, in a language that the text encoder knows."),
         ]
     ]
     context: NotRequired[
@@ -105,6 +106,8 @@ class ScoreRequest(UserRequest):
     """Ask what one user would think of given items."""
 
     item_ids: Annotated[list[Id], Field(min_length=1)]
+    weights: NotRequired[dict[str, Annotated[float, Field(ge=0.0)]] | None]
+    """Weight of each task in the score, instead of the configured ones."""
 
 
 @with_config(_STRICT)
@@ -326,6 +329,7 @@ def open_score(
     Raises:
         RequestError: 422, there are no items or too many.
     """
+    _check_keys(body, (*SCORE_KEYS, "item_ids"))
     item_ids = _list(body, "item_ids", max_items)
     return {key: value for key, value in body.items() if key != "item_ids"}, item_ids
 
@@ -376,5 +380,7 @@ def _check_keys(body: Mapping[str, object], known: Sequence[str]) -> None:
         if key not in known:
             name = clip(key)
             raise RequestError(
-                f"{name} is not known; there are {list(known)}", code="unknown_field", field=name
+                f"{name} is not known; there are {', '.join(known)}",
+                code="unknown_field",
+                field=name,
             )

@@ -216,6 +216,19 @@ async def test_a_user_is_picked_and_the_history_shown_and_changed(url: str, tmp_
     assert [text for text in page.complaints if "404" not in text] == []
 
 
+async def test_a_new_bundle_is_named_and_items_are_asked_for_anew(
+    url: str, small: "Small", tmp_path: Path
+) -> None:
+    async with opened(url, tmp_path) as page:
+        await page.until("$('model').textContent.includes('items')")
+        await page.run("state.version = 'an older one'; state.items.set('gone', {}); watch(); 1")
+        await page.until(f"state.version === '{small.version}' && !state.items.has('gone')")
+        shown = await page.run("$('model').textContent")
+
+    assert shown.startswith(small.version)
+    assert page.complaints == []
+
+
 async def test_friends_of_a_user_are_shown_and_lead_to_them(
     friends_url: str, tmp_path: Path
 ) -> None:

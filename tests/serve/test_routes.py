@@ -132,7 +132,12 @@ def test_the_page_may_load_nothing_but_its_own_script_and_this_server(client: Te
 
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
-    [("GET", "/v2", 404, "no_such_route"), ("GET", "/v1/recommend", 405, "wrong_method")],
+    [
+        ("GET", "/v2", 404, "no_such_route"),
+        ("GET", "/v1/recommend", 405, "wrong_method"),
+        # No redirect: it would lead to whatever host the request names.
+        ("POST", "/v1/recommend/", 404, "no_such_route"),
+    ],
 )
 def test_the_frameworks_refusals_have_the_shape_of_ours(
     client: TestClient, method: str, path: str, status: int, code: str
@@ -152,6 +157,8 @@ def test_the_frameworks_refusals_have_the_shape_of_ours(
         ("/v1/recommend/batch", {"requests": [{}] * 4}, 422, "requests"),
         ("/v1/score", {"item_ids": [1, 2, 3, 4, 1]}, 422, "item_ids"),
         ("/v1/score", {"item_ids": [1], "kk": 3}, 422, "kk"),
+        ("/v1/score", {"items": [1]}, 422, "items"),
+        ("/v1/score", {"item_ids": [1], "explain": True}, 422, "explain"),
         ("/v1/similar-items", {"item_id": 1, "k": 0}, 422, "k"),
     ],
 )
