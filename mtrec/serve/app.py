@@ -5,6 +5,7 @@ Everything about HTTP is in `routes`; here is only where it runs, how many of it
 The API key is read from the environment of each replica when it starts.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -257,42 +258,67 @@ def serve_until_interrupt(args: ServeArgs, announce: Callable[[str], None]) -> N
     event(_log, "serve.start", note="Ray Serve takes half a minute or so")
     url = serve_bundle(args)
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    reporter, looked = Reporter(), time.monotonic()
     try:
         announce(url)
         # A wait without end would not let Python run the handler on every platform.
-        told, looked = _state(), time.monotonic()
         while not stopped.wait(0.5):
             if args.follow_s and time.monotonic() - looked > max(args.follow_s, 1.0):
-                told, looked = _tell(told), time.monotonic()
+                reporter.look()
+                looked = time.monotonic()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        # What Ray says of the reporter's handle, which ends with the rest, helps nobody.
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         stop_serving()
+        reporter.close()
 
 
 State = tuple[str, str | None]
 
 
-def _state() -> State | None:
-    """Ask a replica which version answers and what it refused; None: it has no time."""
-    try:
-        found: State = serve.get_app_handle(APP_NAME).state.remote().result(timeout_s=_ASK_S)
-    except Exception:  # it is asked again soon
-        return None
-    return found
+class Reporter:
+    """Log which bundles replicas take or refuse, for who sits at the terminal of `mtrec serve`.
 
+    Replicas' own logs are files of Ray's, maybe on other nodes. Close it when done.
+    """
 
-def _tell(before: State | None) -> State | None:
-    """Log what has changed since; replicas' own logs are far from who sits at the terminal."""
-    now = _state()
-    if now is None or now == before:
-        return now or before
-    version, refused = now
-    if refused is not None and (before is None or refused != before[1]):
-        _log.error("bundle.refused serving=%s: %s", version, refused)
-    if before is not None and version != before[0]:
-        event(_log, "bundle.serving", version=version, replaced=before[0])
-    return now
+    def __init__(self) -> None:
+        # Behind HAProxy, handles of Ray Serve want one loop that runs for as long as they are used.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="reporter", daemon=True)
+        self._thread.start()
+        self._before = self.state()
+
+    def state(self) -> State | None:
+        """Ask a replica which version answers and what it refused; None: it has no time."""
+
+        async def ask() -> State:
+            found: State = await serve.get_app_handle(APP_NAME).state.remote()
+            return found
+
+        try:
+            return asyncio.run_coroutine_threadsafe(ask(), self._loop).result(_ASK_S)
+        except Exception:  # it is asked again soon
+            return None
+
+    def look(self) -> None:
+        """Log what has changed since the last look."""
+        before, now = self._before, self.state()
+        if now is None or now == before:
+            return
+        self._before = now
+        version, refused = now
+        if refused is not None and (before is None or refused != before[1]):
+            _log.error("bundle.refused serving=%s: %s", version, refused)
+        if before is not None and version != before[0]:
+            event(_log, "bundle.serving", version=version, replaced=before[0])
+
+    def close(self) -> None:
+        """End the loop."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
 
 
 def check_port(host: str, port: int) -> None:

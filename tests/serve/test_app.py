@@ -131,22 +131,26 @@ def test_each_answer_has_one_request_id(endpoint: str) -> None:
 
 @pytest.mark.ray
 def test_a_replica_tells_its_version_and_nothing_refused(endpoint: str, small: "Small") -> None:
-    assert app._state() == (small.version, None)
+    reporter = app.Reporter()
+    assert [reporter.state() for _ in range(2)] == [(small.version, None)] * 2
+    reporter.close()
 
 
 def test_what_a_replica_took_or_refused_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    states = iter([("v1", "no such folder"), None, ("v1", "no such folder"), ("v2", None)])
-    monkeypatch.setattr(app, "_state", lambda: next(states))
+    seen = [("v1", None), ("v1", "no such folder"), None, ("v1", "no such folder"), ("v2", None)]
+    states = iter(seen)
+    monkeypatch.setattr(app.Reporter, "state", lambda _: next(states))
     monkeypatch.setattr(logging.getLogger("mtrec"), "propagate", True)
     told: list[list[str]] = []
-    state: app.State | None = ("v1", None)
+    reporter = app.Reporter()
     with caplog.at_level(logging.INFO, "mtrec.serve"):
-        for _ in range(4):
+        for _ in seen[1:]:
             caplog.clear()
-            state = app._tell(state)
+            reporter.look()
             told.append(caplog.messages)
+    reporter.close()
 
     assert told == [
         ["bundle.refused serving=v1: no such folder"],
