@@ -406,7 +406,7 @@ def build_model(config: ModelConfig, tasks: Sequence[Task], sizes: ModelSizes) -
             text_dim=config.text_dim,
         )
 
-    return MultiTaskModel(
+    model = MultiTaskModel(
         items=ItemTower(tower(sizes.items), num_items=sizes.num_items, dim=dim),
         users=tower(sizes.users),
         history=build_history(config.history, dim=dim),
@@ -426,3 +426,7 @@ def build_model(config: ModelConfig, tasks: Sequence[Task], sizes: ModelSizes) -
         social=SocialHead(dim=dim, num_counts=NUM_COUNTS) if social_task(tasks) else None,
         p_drop_rows=config.id_dropout,
     )
+    if not label_tasks(tasks):
+        # No loss reaches it, and data-parallel training would wait for its gradients.
+        model.ranking.requires_grad_(False)
+    return model

@@ -158,3 +158,21 @@ def test_without_ranking_tasks_the_retrieval_losses_are_the_same(parts, any_conf
     for name, (total, count) in found.items():
         assert total.item() == pytest.approx(whole[name][0].item(), rel=1e-6)
         assert count.item() == whole[name][1].item()
+
+
+@pytest.mark.parametrize("kept", [("retrieval",), ("retrieval", "regression"), None])
+def test_whatever_may_change_takes_part_in_some_loss(parts, any_config, kept) -> None:
+    """Data-parallel training waits for the gradient of each of them."""
+    full, batch, _ = parts
+    tasks = [task for task in any_config.tasks if kept is None or task.kind in kept]
+    model = build_model(any_config.model, tasks, full.sizes)
+    objective = JointObjective(model, tasks, any_config.model, FixedBalance({}, {}))
+
+    torch.stack([total for total, _ in objective(batch).values()]).sum().backward()
+
+    idle = [
+        name
+        for name, parameter in objective.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ]
+    assert idle == []
