@@ -1,8 +1,9 @@
 """Refuse requests at once, in front of Ray Serve, where it has its hands full.
 
 Ray's own refusals cost a process about as much as answers do. In front of its Python proxy, which
-fell behind by 19 s under three times what it can do; in front of each replica behind HAProxy, where
-refusals took 40 % of the answers. Ray Serve puts this layer into either process.
+fell behind by 19 s under three times what it can do; in front of each replica behind HAProxy, which
+answered 286 a second without it under such a load and 351 to 397 with it. Ray Serve puts this layer
+into either process.
 """
 
 import math

@@ -165,7 +165,7 @@ class ModelHost:
         self.watch.serving(loaded.info)
 
     def _refuse(self, path: str, error: Exception) -> None:
-        self.refused = str(error) or type(error).__name__
+        self.refused = _reason(error)
         version = self.require().version
         # What is no error of ours is a bug: the log has to say where.
         trace = None if isinstance(error, MtrecError) else error
@@ -196,7 +196,7 @@ class ModelHost:
             try:
                 place = find(path)
             except Exception as error:  # the storage may be back at the next look
-                if self.refused != (str(error) or type(error).__name__):
+                if self.refused != _reason(error):
                     self._refuse(path, error)
                 continue
             if place.rstrip("/").rpartition("/")[2] == current.version:
@@ -290,6 +290,10 @@ class ModelHost:
             return [self._answer_each(recommender, [request])[0] for request in requests]
         self.watch.lists(answers)
         return answers
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def self_test(recommender: Servable) -> Loaded:
