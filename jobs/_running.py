@@ -25,7 +25,7 @@ from mtrec.data import convert
 from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import DataError
 from mtrec.recommender import Recommender
-from mtrec.stages import Paths
+from mtrec.stages import SPEED, Paths
 from mtrec.twins import compare_bundles
 
 CONFIGS = Path(__file__).resolve().parent / "configs" / "quality"
@@ -334,9 +334,17 @@ def configure(row: Row, seed: int, options: Options, *, home: Path, root: Path) 
 def _without_places(config: Config) -> Json:
     """Give what of a configuration decides a result: not where things lie, not how it is served.
 
+    Terms of speed count as their defaults: two workers share each batch and give what one does.
     What is absent is left out: a term that a later version can add changes no result of before.
     """
-    tree: Json = config.model_dump(mode="json", exclude={"serve", "ray"}, exclude_none=True)
+    usual = {}
+    for name, terms in SPEED.items():
+        section = getattr(config, name)
+        fields = type(section).model_fields
+        usual[name] = section.model_copy(update={term: fields[term].default for term in terms})
+    tree: Json = config.model_copy(update=usual).model_dump(
+        mode="json", exclude={"serve", "ray"}, exclude_none=True
+    )
     for section, name in (("run", "workdir"), ("data", "root"), ("text", "store")):
         tree[section].pop(name, None)
     return tree

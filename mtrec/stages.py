@@ -24,14 +24,14 @@ logger = logging.getLogger("mtrec.stages")
 STAGES = ("prepare", "embed", "train", "evaluate", "score")
 """All stages in order."""
 
-# What changes only how fast a stage runs, not what it gives, stays out of its key; so does the gate
-# of the twins, which have a key of their own.
-_SPEED = {
+SPEED = {
     "text": {"device", "actors", "batch_tokens", "store"},
     "train": {"num_workers", "use_gpu", "max_failures"},
     "evaluate": {"max_harm"},
     "score": {"batch_size", "actors"},
 }
+"""By section, the terms that stay out of a stage's key: they change how fast it runs, not what it
+gives, but for the gate of the twins, which have a key of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,7 +369,7 @@ class Chain:
     def _section(self, name: str) -> dict[str, Any]:
         """Give a section of the configuration without what only changes speed."""
         tree: dict[str, Any] = _dump(getattr(self.config, name))
-        return {key: value for key, value in tree.items() if key not in _SPEED.get(name, set())}
+        return {key: value for key, value in tree.items() if key not in SPEED.get(name, set())}
 
 
 @contextmanager

@@ -86,3 +86,13 @@ def test_a_key_that_is_absent_is_in_no_results_key() -> None:
     term = {"model": config.model.model_copy(update={"recency": RecencyTerm()})}
     other = _running._without_places(config.model_copy(update=term))
     assert other != _running._without_places(config)
+
+
+def test_how_fast_it_was_worked_out_is_in_no_results_key() -> None:
+    config = load_config(_running.CONFIGS / "p6.yaml")
+    speed = ["train.num_workers=2", "train.use_gpu=yes", "text.device=cuda", "score.batch_size=8"]
+    fast = load_config(_running.CONFIGS / "p6.yaml", speed)
+    assert fast.train.num_workers == 2
+    assert _running._without_places(fast) == _running._without_places(config)
+    # As of results of before: two workers changed the key, one did not.
+    assert _running._without_places(config)["train"]["num_workers"] == 1
