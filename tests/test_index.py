@@ -101,6 +101,23 @@ def test_search_equals_brute_force_on_real_numbers(num_items: int, num_users: in
     np.testing.assert_allclose(found.logit, [[z for _, z in row] for row in expected], rtol=1e-12)
 
 
+@pytest.mark.parametrize("by_numpy", [True, False])
+def test_one_user_gets_the_same_whichever_library_multiplies(by_numpy: bool) -> None:
+    rng = np.random.default_rng(4)
+    vectors = rng.normal(size=(700, 8)).astype(np.float32)
+    bias = rng.normal(size=700).astype(np.float32)
+    user = rng.normal(size=(1, 8)).astype(np.float32)
+    index = ExactIndex(vectors, bias)
+    index._by_numpy = by_numpy
+    found = index.search(user, 20)
+    logits = vectors[2:].astype(np.float64) @ user[0].astype(np.float64) + bias[2:]
+    order = np.argsort(-logits)[:20]
+    assert found.item_index[0].tolist() == (order + 2).tolist()
+    np.testing.assert_allclose(found.logit[0], logits[order], rtol=1e-12)
+    # The copy of the bias that masks the special rows is still what it was.
+    assert index.search(user, 20).logit.tolist() == found.logit.tolist()
+
+
 def test_user_with_everything_excluded_gets_an_empty_list() -> None:
     ones = np.ones((5, 2), np.float32)
     found = ExactIndex(2.0 * ones, np.zeros(5, np.float32)).search(
