@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from mtrec.catalogue import NUM_SPECIAL
 from mtrec.data.histories import Histories, last_windows
@@ -82,9 +83,11 @@ class Explainer:
         if one.is_cold[0]:
             return []
         places = item_index[item_index >= 0]
-        added = one.added[[0]].toarray()[0] if one.added is not None else None
-        share = self.content_share(one.vectors[0], places, added)
-        told, effect = self.influence(histories, users, row, places, one.exclude[0])
+        added, wish = (
+            part.toarray()[0] if part is not None else None for part in (one.added, one.wish)
+        )
+        share = self.content_share(one.vectors[0], places, added, wish)
+        told, effect = self.influence(histories, users, row, places, one.exclude[0], one.wish)
         vectors = self._ranker.likeness
         likeness = np.clip(unit_rows(vectors[told]) @ unit_rows(vectors[places]).T, -1.0, 1.0)
         found = []
@@ -103,12 +106,14 @@ class Explainer:
         user: NDArray[np.float32],
         item_index: NDArray[np.integer],
         added: NDArray[np.float32] | None = None,
+        wish: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float64]:
         """Give the share of content in the logits of one user for (C,) items: (C,) in [0, 1].
 
         With each part's logit relative to its mean over the catalogue for this user:
-        |content| / (|content| + |collaborative|); 0.5 where both are 0. What the user's items add
-        to the logits, (N,), is collaborative; factors that a text tells are content.
+        |content| / (|content| + |collaborative|); 0.5 where both are 0. What is added to the
+        logits, (N,), is collaborative, but for what of it is wished for in words, (N,); factors
+        that a text tells are content.
         """
         wide, dim = user.astype(np.float64), self._parts[0].vectors.shape[1]
         content = self._parts[0].relative(item_index) @ wide[:dim]
@@ -118,6 +123,9 @@ class Explainer:
             logit = part.relative(item_index) @ wide[dim:]
             content += np.where(is_told, logit, 0.0)
             collaborative += np.where(is_told, 0.0, logit)
+        if wish is not None:
+            content += wish[item_index] - wish[NUM_SPECIAL:].mean(dtype=np.float64)
+            added = added - wish if added is not None else None
         if added is not None:
             collaborative += added[item_index] - added[NUM_SPECIAL:].mean(dtype=np.float64)
         content, collaborative = np.abs(content), np.abs(collaborative)
@@ -134,6 +142,7 @@ class Explainer:
         row: int,
         item_index: NDArray[np.integer],
         exclude: NDArray[np.integer],
+        wish: sparse.csr_array | None = None,
     ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Give what each item of one user's history does for given items.
 
@@ -148,6 +157,7 @@ class Explainer:
             row: whose history it is about.
             item_index: (C,) positions of items that may be listed.
             exclude: positions that must not be listed.
+            wish: (1, N) float32, what the user wishes for in words adds; by default nothing.
 
         Returns:
             (J,) distinct items of the history, the `MAX_REASONS` latest at most, and (J, C)
@@ -163,5 +173,5 @@ class Explainer:
         without = np.concatenate([[-1], items])[variants.event_user]
         variants = variants.select(variants.item_index != without)
         owner = np.full(len(variants), row)
-        shares = self._ranker.log_shares(variants, users, owner, item_index, exclude)
+        shares = self._ranker.log_shares(variants, users, owner, item_index, exclude, wish)
         return items, shares[0] - shares[1:]

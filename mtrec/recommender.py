@@ -154,7 +154,7 @@ class Recommender:
             for at, item_id in enumerate(read_ids(item_ids, "item_ids"))
         ]
         known = self._inputs.gather([query])
-        crowd = self._ranker.crowd(known.histories, known.users, known.exclude)
+        crowd = self._ranker.crowd(known.histories, known.users, known.exclude, known.wish)
         rated = self._ranker.rate(
             crowd,
             np.array([places], np.int64).reshape(1, len(places)),
@@ -463,7 +463,7 @@ class Recommender:
     ) -> list[dict[str, Any]]:
         """Answer checked requests; those with like wishes are ranked together."""
         known = self._inputs.gather([query for query, _ in queries])
-        everyone = self._ranker.crowd(known.histories, known.users, known.exclude)
+        everyone = self._ranker.crowd(known.histories, known.users, known.exclude, known.wish)
         groups: dict[object, list[int]] = {}
         for at, (query, allowed) in enumerate(queries):
             weights = tuple(sorted((query.weights or self._ranker.weights).items()))

@@ -96,11 +96,22 @@ def make_small(
     *,
     integer_ids: bool = False,
     text: bool = True,
+    template: bool = True,
     social: bool = False,
     ials: bool = False,
 ) -> Small:
+    """Write the bundle.
+
+    Args:
+        folder: where to.
+        integer_ids: ids that are numbers.
+        text: users have texts.
+        template: these come from a template; else they are told by behaviour.
+        social: with a social task.
+        ials: with iALS's factors.
+    """
     config = small_config(social=social)
-    if not text:
+    if not (text and template):
         config = config.model_copy(
             update={"text": config.text.model_copy(update={"user_template": None})}
         )

@@ -76,6 +76,24 @@ def test_factors_that_a_text_tells_are_content(bundle: Bundle, crowd: Crowd) -> 
     np.testing.assert_allclose(found, (content / (content + collaborative))[2:], rtol=1e-5)
 
 
+def test_a_wish_is_content_and_what_else_is_added_is_not(
+    bundle: Bundle, explainer: Explainer, crowd: Crowd
+) -> None:
+    rng = np.random.default_rng(7)
+    wish, scores = rng.normal(size=(2, 14)).astype(np.float32)
+    user = crowd.states.vector[1].numpy()
+    content, collaborative = (
+        values @ user.astype(np.float64) + more - (values[2:] @ user + more[2:]).mean()
+        for values, more in (
+            (bundle.vectors.content, wish),
+            (bundle.vectors.collaborative, scores),
+        )
+    )
+    expected = np.abs(content) / (np.abs(content) + np.abs(collaborative))
+    found = explainer.content_share(user, np.arange(2, 14), wish + scores, wish)
+    np.testing.assert_allclose(found, expected[2:], rtol=1e-4)
+
+
 def test_share_of_nothing_is_a_half(explainer: Explainer) -> None:
     assert explainer.content_share(np.zeros(8, np.float32), np.array([2])).tolist() == [0.5]
 

@@ -1,11 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from small_bundle import Small
 
 from mtrec.bundle import Bundle, load_bundle
 from mtrec.data.histories import Histories, history_batch
 from mtrec.errors import RequestError
+from mtrec.itemitem import ItemItem
 from mtrec.model.rows import user_inputs
 from mtrec.ranker import Crowd, Ranker, Wish
 from mtrec.userstore import UserRows
@@ -52,6 +56,22 @@ def test_lists_equal_brute_force_over_the_catalogue(
     assert found.item_index.tolist() == expected.tolist()
     np.testing.assert_allclose(found.score, np.exp(best - best[:, :1]), rtol=1e-9)
     np.testing.assert_array_equal(found.score, found.retrieval)
+
+
+def test_what_is_met_and_what_is_wished_for_add_up(
+    small: Small, bundle: Bundle, users: UserRows
+) -> None:
+    rng = np.random.default_rng(2)
+    weights = np.abs(rng.normal(size=(14, 14))).astype(np.float32)
+    ranker = Ranker(replace(bundle, item_item=ItemItem(sparse.csr_array(weights))), np.arange(14))
+    wish = rng.normal(size=(len(users), 14)).astype(np.float32)
+    plain = ranker.crowd(small.histories, users)
+    crowd = ranker.crowd(small.histories, users, wish=sparse.csr_array(wish))
+    assert plain.added is not None and crowd.added is not None
+    np.testing.assert_allclose(crowd.added.toarray(), plain.added.toarray() + wish, rtol=1e-6)
+    some = crowd.rows([3, 1])
+    assert some.wish is not None
+    np.testing.assert_array_equal(some.wish.toarray(), wish[[3, 1]])
 
 
 def test_state_is_what_the_model_makes_of_the_last_window(

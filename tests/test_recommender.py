@@ -167,20 +167,87 @@ def test_stored_text_and_the_same_text_in_a_request_give_one_answer(
     assert stored["recommendations"] == told_["recommendations"]
 
 
-def test_text_stands_for_like_items_where_users_have_no_text(
-    tmp_path_factory: pytest.TempPathFactory,
+@pytest.fixture(scope="module", params=[False, True], ids=["no user text", "behaviour text"])
+def in_words(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """A bundle whose users' texts do not come from a template."""
+    return make_small(tmp_path_factory.mktemp("words"), text=request.param, template=False)
+
+
+def logits_and_cosines(
+    recommender: Recommender, answer: dict[str, Any], text: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What an answer says of logits, relative to the best, and each item's cosine with a text."""
+    near = recommender.similar_items(text=text, k=50)
+    return (
+        {e["item_id"]: math.log(e["tasks"]["click"]) for e in answer["recommendations"]},
+        {e["item_id"]: 2.0 * e["score"] - 1.0 for e in near},
+    )
+
+
+@pytest.mark.parametrize("user", [{"user_id": "u7"}, {"history": [{"item_id": "item-04"}]}])
+def test_a_wish_in_words_adds_to_logits_by_likeness(
+    in_words: Small, user: dict[str, object]
 ) -> None:
-    small = make_small(tmp_path_factory.mktemp("no-text"), text=False)
-    recommender = Recommender.load(small.path)
-    similar = [e["item_id"] for e in recommender.similar_items(text="space story", k=5)]
+    recommender = Recommender.load(in_words.path)
+    text, request = "space story", {**user, "k": 50}
+    without, with_it = recommender.recommend([request, {**request, "text": text}])
+    before, cosine = logits_and_cosines(recommender, without, text)
+    after, _ = logits_and_cosines(recommender, with_it, text)
+    assert set(after) == set(before)
+    expected = {item: before[item] + 5.0 * cosine[item] for item in before}
+    best = max(expected.values())
+    is_the_sum = all(
+        after[item] == pytest.approx(expected[item] - best, abs=1e-5) for item in after
+    )
+    # u7 has a text in the store; of who brings a history alone the words are the user's text too.
+    reads_texts = recommender.bundle.sizes.users.text_width > 0
+    assert is_the_sum is not (reads_texts and "history" in user)
+    (rated,) = recommender.score({**user, "text": text}, [min(after)])
+    assert rated["tasks"]["click"] == pytest.approx(math.exp(after[min(after)]), rel=1e-6)
+
+
+def test_words_alone_stand_for_the_items_like_them(in_words: Small) -> None:
+    recommender = Recommender.load(in_words.path)
+    similar = [e["item_id"] for e in recommender.similar_items(text="space story", k=10)]
     by_text, by_items = recommender.recommend(
         [
-            {"text": "space story", "include_seen": True},
-            {"history": [{"item_id": i} for i in similar[::-1]], "include_seen": True},
+            {"text": "space story", "k": 50},
+            {
+                "text": "space story",
+                "history": [{"item_id": i} for i in similar[::-1]],
+                "include_seen": True,
+                "k": 50,
+            },
         ]
     )
     assert by_text["cold_start"] is False
-    assert listed(by_text) == listed(by_items)
+    assert by_text["recommendations"] == by_items["recommendations"]
+
+
+def test_reasons_of_a_wish_are_told_with_it(in_words: Small) -> None:
+    """A reason's effect is what the item's share of the softmax with the wish loses."""
+    recommender = Recommender.load(in_words.path)
+    history = [{"item_id": i} for i in ("item-02", "item-05", "item-09")]
+    request: dict[str, Any] = {"user_id": "nobody", "text": "garden", "k": 50}
+
+    def shares(events: list[dict[str, str]]) -> dict[str, float]:
+        gone = {"exclude": [e["item_id"] for e in history], "include_seen": True}
+        (answer,) = recommender.recommend([{**request, "history": events, **gone}])
+        numbers = {e["item_id"]: e["tasks"]["click"] for e in answer["recommendations"]}
+        return {item: math.log(n / sum(numbers.values())) for item, n in numbers.items()}
+
+    whole = shares(history)
+    less = {e["item_id"]: shares([o for o in history if o != e]) for e in history}
+    (answer,) = recommender.recommend([{**request, "history": history, "explain": True}])
+    told_ = 0
+    for entry in answer["recommendations"]:
+        assert 0.0 <= entry["content_share"] <= 1.0
+        for reason in entry["reasons"]:
+            item = entry["item_id"]
+            effect = whole[item] - less[reason["item_id"]][item]
+            assert reason["effect"] == pytest.approx(effect, abs=1e-5)
+            told_ += 1
+    assert told_ > 0
 
 
 # ---- wishes -------------------------------------------------------------------------------------

@@ -63,7 +63,9 @@ class UserRequest(TypedDict):
     text: NotRequired[
         Annotated[
             Text | None,
-            Field(description="The user in words, in a language that the text encoder knows."),
+            Field(
+                description="The user or a wish in words of a language that the text encoder knows."
+            ),
         ]
     ]
     context: NotRequired[
