@@ -1,8 +1,8 @@
 """The only code that turns a user into a ranked list: a bundle, loaded, that answers requests.
 
 HTTP and Python come in as requests (`recommend`, `score`, `similar_items`), `evaluate` and `score`
-as arrays (`rank_lists`, `top_k`, `score_pairs`); both meet in `Ranker`. No Ray, no HTTP, no
-writing; after `load` an instance is read-only and may be shared by threads.
+as arrays (`arrays.ArrayRecommender`, of which this is one); both meet in `Ranker`. No Ray, no HTTP,
+no writing; after `load` an instance is read-only and may be shared by threads.
 """
 
 import re
@@ -14,13 +14,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from mtrec.arrays import ArrayRecommender
 from mtrec.bundle import Bundle, load_bundle
-from mtrec.catalogue import NUM_SPECIAL, Catalogue
+from mtrec.catalogue import NUM_SPECIAL
 from mtrec.config import ScoreConfig
-from mtrec.data.histories import Histories
 from mtrec.errors import RequestError
-from mtrec.explain import Explainer, Explanation
-from mtrec.friends import FriendGraph, FriendScorer
+from mtrec.explain import Explanation
 from mtrec.inputs import RequestInputs
 from mtrec.itemitem import interaction_matrix
 from mtrec.model.rows import PairContext
@@ -36,14 +35,14 @@ from mtrec.query import (
     read_ids,
     read_text,
 )
-from mtrec.ranker import USERS_PER_BLOCK, RankedLists, Ranker, Wish
+from mtrec.ranker import USERS_PER_BLOCK, RankedLists, Wish
 from mtrec.rerank import cosines
 from mtrec.userstore import UserRows
 
 __all__ = ["Explanation", "Limits", "PairContext", "RankedLists", "Recommender", "UserRows"]
 
 
-class Recommender:
+class Recommender(ArrayRecommender):
     """Answer for users by id, by history or by text; see the module's text.
 
     Args:
@@ -66,18 +65,11 @@ class Recommender:
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        config, id_types = bundle.config, bundle.transform.id_types
+        super().__init__(bundle, device=device, score=score)
+        config = bundle.config
         limits = limits or Limits(config.serve.max_k, config.serve.max_history)
-        self.bundle = bundle
         self._reader = QueryReader(config, limits)
-        self._catalogue = Catalogue(
-            bundle.items,
-            config.data.items.columns if config.data.items else {},
-            has_integer_ids=id_types.get("item_id") == "int64",
-        )
-        self._has_integer_users = id_types.get("user_id") == "int64"
-        self._ranker = Ranker(bundle, self._catalogue.tie_rank, device=device, score=score)
-        self._explainer = Explainer(self._ranker)
+        self._has_integer_users = bundle.transform.id_types.get("user_id") == "int64"
         self._inputs = RequestInputs(bundle, self._catalogue, device=device, threads=threads)
 
     @classmethod
@@ -297,164 +289,6 @@ class Recommender:
                 field="id",
             )
         return {"user_id": self._source_id(asked), **found}
-
-    # ---- arrays ---------------------------------------------------------------------------------
-
-    def item_ids(self, item_index: NDArray[np.integer]) -> list[str]:
-        """Give the ids of positions, as mtrec keeps them."""
-        return [self._catalogue.item_id(position) for position in item_index.tolist()]
-
-    def user_rows(self, user_ids: Sequence[str]) -> UserRows:
-        """Give the stored features and text of users; unknown ids get those of nobody."""
-        return self.bundle.users.rows(self.bundle.users.find(user_ids))
-
-    def rank_lists(
-        self,
-        histories: Histories,
-        users: UserRows | None = None,
-        *,
-        k: int,
-        exclude: Sequence[NDArray[np.integer]] | None = None,
-        allowed: NDArray[np.bool_] | None = None,
-        with_tasks: bool = True,
-        diversity: float = 0.0,
-        conditions: object = None,
-    ) -> RankedLists:
-        """Give the lists of B users by their histories, blended as `score.weights` says.
-
-        Args:
-            histories: B users; only the latest events that the model can see count, and events of
-                unknown items do not.
-            users: B rows; by default what is stored under the histories' user ids.
-            k: items per user at most.
-            exclude: B arrays of positions; by default the items of each user's history here.
-            allowed: (N,) bool, the positions that may be listed; by default all.
-            with_tasks: also predict the ranking tasks of what is listed.
-            diversity: 0 to 1, as in a request.
-            conditions: that listed items meet, as `filter` of a request; None: all may be listed.
-
-        Raises:
-            RequestError: the conditions name what the catalogue does not have.
-        """
-        users = self.user_rows(histories.user_ids.tolist()) if users is None else users
-        crowd = self._ranker.crowd(histories, users, exclude)
-        if conditions is not None:
-            met = self.allowed(conditions)
-            allowed = met if allowed is None else met & allowed
-        wish = Wish(k, self._ranker.weights, diversity, allowed, with_tasks)
-        return self._ranker.rank(crowd, wish)
-
-    def allowed(self, conditions: object) -> NDArray[np.bool_]:
-        """Give the positions that meet the `filter` of a request: (N,) bool.
-
-        Raises:
-            RequestError: it names what the catalogue does not have.
-        """
-        return self._catalogue.filter.allowed(conditions)
-
-    def diversified(
-        self, histories: Histories, *, k: int, diversities: Sequence[float]
-    ) -> list[NDArray[np.int32]]:
-        """Give B users' lists at several settings of `diversity`: of each (B, k) positions.
-
-        Users are encoded once; for the rest see `rank_lists`.
-        """
-        crowd = self._ranker.crowd(histories, self.user_rows(histories.user_ids.tolist()))
-        wishes = [Wish(k, self._ranker.weights, dial, with_tasks=False) for dial in diversities]
-        return [self._ranker.rank(crowd, wish).item_index for wish in wishes]
-
-    def explain_lists(
-        self,
-        histories: Histories,
-        lists: RankedLists,
-        users: UserRows | None = None,
-        *,
-        exclude: Sequence[NDArray[np.integer]] | None = None,
-    ) -> list[list[Explanation]]:
-        """Tell of B users' lists why each item is there, as `explain` of a request does.
-
-        Args:
-            histories: B users, those of the lists.
-            lists: what `rank_lists` gave for them.
-            users: B rows; by default what is stored under the histories' user ids.
-            exclude: as given to `rank_lists`.
-
-        Returns:
-            For each user an explanation an item, in the order of the list; none for users of whom
-            nothing is known, whose lists the model's logits do not make.
-        """
-        users = self.user_rows(histories.user_ids.tolist()) if users is None else users
-        crowd = self._ranker.crowd(histories, users, exclude)
-        return [
-            self._explainer.explain(lists.item_index[row], crowd.rows([row]), histories, users, row)
-            for row in range(len(histories))
-        ]
-
-    def friend_lists(
-        self, positions: NDArray[np.int64], *, k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Give stored users' friends: positions (A, k), -1 for none, and scores (A, k).
-
-        Args:
-            positions: (A,) of users in the bundle's user store.
-            k: friends at most.
-        """
-        scorer = self._ranker.friends
-        assert scorer is not None, "a model with a social task"
-        graph = scorer.graph
-        return scorer.rank(
-            np.asarray(scorer.vectors[positions]),
-            graph.links[positions],
-            graph.items[positions],
-            positions,
-            k=k,
-        )
-
-    def friend_scorer(self, graph: FriendGraph, vectors: NDArray[np.float32]) -> FriendScorer:
-        """Give what ranks friends in another graph, with vectors (U, D) of its users."""
-        return self._ranker.friend_scorer(graph, vectors)
-
-    def social_vectors(self, histories: Histories) -> NDArray[np.float32]:
-        """Give the social vectors of users (B, D) by their histories; features are the stored."""
-        users = self.user_rows(histories.user_ids.tolist())
-        return self._ranker.social_vectors(self._ranker.crowd(histories, users).states)
-
-    def top_k(
-        self,
-        histories: Histories,
-        users: UserRows | None = None,
-        *,
-        k: int,
-        exclude: Sequence[NDArray[np.integer]] | None = None,
-        allowed: NDArray[np.bool_] | None = None,
-    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """Give B users' lists as (item_index, score), both (B, k); see `rank_lists`."""
-        lists = self.rank_lists(
-            histories, users, k=k, exclude=exclude, allowed=allowed, with_tasks=False
-        )
-        return lists.item_index, lists.score
-
-    def score_pairs(
-        self,
-        histories: Histories,
-        rows: NDArray[np.integer],
-        item_index: NDArray[np.integer],
-        *,
-        users: UserRows | None = None,
-        context: PairContext | None = None,
-    ) -> dict[str, NDArray[np.float32]]:
-        """Predict every ranking task for P pairs of a user and an item: {task: (P,) float32}.
-
-        Args:
-            histories: B users, what is known of them.
-            rows: (P,) positions of users in `histories`.
-            item_index: (P,) positions of items; 1 for an item outside the catalogue.
-            users: B rows; by default what is stored under the histories' user ids.
-            context: P rows; by default nothing is known.
-        """
-        users = self.user_rows(histories.user_ids.tolist()) if users is None else users
-        crowd = self._ranker.crowd(histories, users)
-        return self._ranker.predict_pairs(crowd, rows, item_index, context)
 
     # ---- steps ----------------------------------------------------------------------------------
 

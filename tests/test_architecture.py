@@ -40,6 +40,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     3: ("bundle",),
     4: (
         "recommender",
+        "arrays",
         "ranker",
         "explain",
         "inputs",
@@ -72,6 +73,7 @@ TORCH = (
     "export",
     "bundle",
     "recommender",
+    "arrays",
     "ranker",
     "index",
     "revise",

@@ -275,15 +275,6 @@ def test_only_the_candidates_of_retrieval_are_ranked(recommender: Recommender) -
     assert set(listed(by_click)) == set(listed(by_like))  # score.candidates is 8
 
 
-def test_lists_by_array_hold_only_allowed_items(small: Small, recommender: Recommender) -> None:
-    allowed = np.zeros(NUM_ITEMS + 2, bool)
-    allowed[[3, 5, 8, 12]] = True
-    everything, _ = recommender.top_k(small.histories, k=NUM_ITEMS)
-    found, _ = recommender.top_k(small.histories, k=NUM_ITEMS, allowed=allowed)
-    for row, ranked in zip(found, everything, strict=True):
-        assert row[row >= 0].tolist() == [item for item in ranked if item in (3, 5, 8, 12)]
-
-
 def test_excluded_items_do_not_come(recommender: Recommender) -> None:
     (plain,) = recommender.recommend([{"user_id": "u1"}])
     gone = listed(plain)[:2]
