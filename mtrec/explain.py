@@ -83,11 +83,13 @@ class Explainer:
         if one.is_cold[0]:
             return []
         places = item_index[item_index >= 0]
-        added, wish = (
-            part.toarray()[0] if part is not None else None for part in (one.added, one.wish)
+        added, text_logits = (
+            part.toarray()[0] if part is not None else None for part in (one.added, one.text_logits)
         )
-        share = self.content_share(one.vectors[0], places, added, wish)
-        told, effect = self.influence(histories, users, row, places, one.exclude[0], one.wish)
+        share = self.content_share(one.vectors[0], places, added, text_logits)
+        told, effect = self.influence(
+            histories, users, row, places, one.exclude[0], one.text_logits
+        )
         vectors = self._ranker.likeness
         likeness = np.clip(unit_rows(vectors[told]) @ unit_rows(vectors[places]).T, -1.0, 1.0)
         found = []
@@ -106,13 +108,13 @@ class Explainer:
         user: NDArray[np.float32],
         item_index: NDArray[np.integer],
         added: NDArray[np.float32] | None = None,
-        wish: NDArray[np.float32] | None = None,
+        text_logits: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float64]:
         """Give the share of content in the logits of one user for (C,) items: (C,) in [0, 1].
 
         With each part's logit relative to its mean over the catalogue for this user:
         |content| / (|content| + |collaborative|); 0.5 where both are 0. What is added to the
-        logits, (N,), is collaborative, but for what of it is wished for in words, (N,); factors
+        logits, (N,), is collaborative, but for what of it words add, (N,); factors
         that a text tells are content.
         """
         wide, dim = user.astype(np.float64), self._parts[0].vectors.shape[1]
@@ -123,9 +125,10 @@ class Explainer:
             logit = part.relative(item_index) @ wide[dim:]
             content += np.where(is_told, logit, 0.0)
             collaborative += np.where(is_told, 0.0, logit)
-        if wish is not None:
-            content += wish[item_index] - wish[NUM_SPECIAL:].mean(dtype=np.float64)
-            added = added - wish if added is not None else None
+        if text_logits is not None:
+            mean = text_logits[NUM_SPECIAL:].mean(dtype=np.float64)
+            content += text_logits[item_index] - mean
+            added = added - text_logits if added is not None else None
         if added is not None:
             collaborative += added[item_index] - added[NUM_SPECIAL:].mean(dtype=np.float64)
         content, collaborative = np.abs(content), np.abs(collaborative)
@@ -142,7 +145,7 @@ class Explainer:
         row: int,
         item_index: NDArray[np.integer],
         exclude: NDArray[np.integer],
-        wish: sparse.csr_array | None = None,
+        text_logits: sparse.csr_array | None = None,
     ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Give what each item of one user's history does for given items.
 
@@ -157,7 +160,7 @@ class Explainer:
             row: whose history it is about.
             item_index: (C,) positions of items that may be listed.
             exclude: positions that must not be listed.
-            wish: (1, N) float32, what the user wishes for in words adds; by default nothing.
+            text_logits: (1, N) float32, what the user's words add; by default nothing.
 
         Returns:
             (J,) distinct items of the history, the `MAX_REASONS` latest at most, and (J, C)
@@ -173,5 +176,5 @@ class Explainer:
         without = np.concatenate([[-1], items])[variants.event_user]
         variants = variants.select(variants.item_index != without)
         owner = np.full(len(variants), row)
-        shares = self._ranker.log_shares(variants, users, owner, item_index, exclude, wish)
+        shares = self._ranker.log_shares(variants, users, owner, item_index, exclude, text_logits)
         return items, shares[0] - shares[1:]

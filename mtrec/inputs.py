@@ -38,14 +38,14 @@ class Gathered:
         users: their features and texts.
         exclude: B arrays of positions that must not be listed.
         ignored: for each the history items that the catalogue lacks, as the request wrote them.
-        wish: (B, N) float32, what texts add to the logits; None: nothing.
+        text_logits: (B, N) float32, what texts add to the logits; None: nothing.
     """
 
     histories: Histories
     users: UserRows
     exclude: list[NDArray[np.int64]]
     ignored: list[list[str | int]]
-    wish: sparse.csr_array | None = None
+    text_logits: sparse.csr_array | None = None
 
 
 class RequestInputs:
@@ -83,8 +83,8 @@ class RequestInputs:
             if not query.include_seen:
                 gone += seen[at].tolist() if query.history is None else part.item_index.tolist()
             exclude.append(np.unique(np.array(gone, np.int64)))
-        users, wish = self._with_texts(store.rows(found), queries, parts)
-        return Gathered(_concatenate(parts), users, exclude, ignored, wish)
+        users, text_logits = self._with_texts(store.rows(found), queries, parts)
+        return Gathered(_concatenate(parts), users, exclude, ignored, text_logits)
 
     def context(self, queries: Sequence[Query]) -> PairContext:
         """Give the contexts of B requests; what one does not tell is absent."""
@@ -177,7 +177,7 @@ class RequestInputs:
     def _with_texts(
         self, users: UserRows, queries: Sequence[Query], parts: list[Histories]
     ) -> tuple[UserRows, sparse.csr_array | None]:
-        """Put the texts of requests to what is known; give the users and what is wished for.
+        """Put the texts of requests to what is known; give the users and what is added to logits.
 
         Where users were told by a template in training, a text takes the place of the stored one.
         Elsewhere it is a wish in words: it adds to the logits of items that resemble it, and is the
@@ -192,18 +192,18 @@ class RequestInputs:
         # The user store's precision: a stored text and the same text in a request shall give one
         # answer.
         stored = vectors.astype(np.float16).astype(np.float32)
-        if config.user_template is not None:
-            return (users.with_text(rows, stored) if width else users), None
+        if width and config.user_template is not None:
+            return users.with_text(rows, stored), None
         if width:
             new = np.flatnonzero(users.has_text[rows] == 0.0)
             users = users.with_text([rows[at] for at in new], stored[new])
         if self._bundle.vectors.text is None:
             return users, None
-        wish = np.zeros((len(queries), len(self._bundle.vectors.text)), np.float32)
+        added = np.zeros((len(queries), len(self._bundle.vectors.text)), np.float32)
         for at, vector in zip(rows, vectors, strict=True):
             likeness = cosines(self.item_text(), vector)
             likeness[:NUM_SPECIAL] = np.nan
-            wish[at] = _TEXT_SCALE * np.nan_to_num(likeness)
+            added[at] = _TEXT_SCALE * np.nan_to_num(likeness)
             if parts[at].num_events == 0:
                 order = np.lexsort(
                     (self._catalogue.tie_rank, -np.nan_to_num(likeness, nan=-np.inf))
@@ -211,7 +211,7 @@ class RequestInputs:
                 order = order[:_TEXT_NEIGHBOURS]
                 nearest = order[np.isfinite(likeness[order])][::-1]
                 parts[at] = self._history(queries[at], [self._bare_event(p) for p in nearest])
-        return users, sparse.csr_array(wish)
+        return users, sparse.csr_array(added)
 
 
 def _concatenate(parts: Sequence[Histories]) -> Histories:

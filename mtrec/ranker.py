@@ -45,9 +45,9 @@ class Crowd:
             the bundle has them, those of iALS.
         is_cold: (B,) bool: nothing is known of the user, who shall get what is popular.
         exclude: B arrays of positions that must not be listed.
-        added: (B, N) float32, what the items they met and what they wish for add to their logits;
-            None: nothing.
-        wish: (B, N) float32, what of it they wish for; None: nothing.
+        added: (B, N) float32, what the items they met and their words add to their logits; None:
+            nothing.
+        text_logits: (B, N) float32, what of it is from words; None: nothing.
         events: what the factorised part of the ranking tasks reads; None: there is none.
     """
 
@@ -56,7 +56,7 @@ class Crowd:
     is_cold: NDArray[np.bool_]
     exclude: Sequence[NDArray[np.integer]]
     added: sparse.csr_array | None = None
-    wish: sparse.csr_array | None = None
+    text_logits: sparse.csr_array | None = None
     events: Histories | None = None
 
     def rows(self, index: Sequence[int]) -> "Crowd":
@@ -68,7 +68,7 @@ class Crowd:
             self.is_cold[np.asarray(index)],
             [self.exclude[at] for at in index],
             self.added[np.asarray(index)] if self.added is not None else None,
-            self.wish[np.asarray(index)] if self.wish is not None else None,
+            self.text_logits[np.asarray(index)] if self.text_logits is not None else None,
             self.events.rows(index) if self.events is not None else None,
         )
 
@@ -168,7 +168,7 @@ class Ranker:
         histories: Histories,
         users: UserRows,
         exclude: Sequence[NDArray[np.integer]] | None = None,
-        wish: sparse.csr_array | None = None,
+        text_logits: sparse.csr_array | None = None,
     ) -> Crowd:
         """Encode B users.
 
@@ -177,7 +177,7 @@ class Ranker:
                 that the model can see.
             users: B rows.
             exclude: B arrays of positions; by default the items of each history.
-            wish: (B, N) float32, what is added to their logits; by default nothing.
+            text_logits: (B, N) float32, what their words add to the logits; by default nothing.
 
         Raises:
             RequestError: the events' numbers are so large that the state is not finite.
@@ -186,11 +186,11 @@ class Ranker:
         if exclude is None:
             exclude = np.split(histories.item_index, histories.offsets[1:-1])
         is_cold = (np.diff(histories.offsets) == 0) & ~users.is_known
-        added = self._added(histories, wish)
+        added = self._added(histories, text_logits)
         events = histories if self.bundle.factors is not None else None
         states = self._states(histories, users)
         vectors = self._vectors_of(states, histories)
-        return Crowd(states, vectors, is_cold, exclude[: len(users)], added, wish, events)
+        return Crowd(states, vectors, is_cold, exclude[: len(users)], added, text_logits, events)
 
     def rank(self, crowd: Crowd, wish: Wish, context: PairContext | None = None) -> RankedLists:
         """Retrieve, predict, blend, diversify, sort: from user states to lists.
@@ -319,7 +319,7 @@ class Ranker:
         owner: NDArray[np.int64],
         item_index: NDArray[np.integer],
         exclude: NDArray[np.integer],
-        wish: sparse.csr_array | None = None,
+        text_logits: sparse.csr_array | None = None,
     ) -> NDArray[np.float64]:
         """Give the log of each item's share in the softmax over what may be listed: (B, C).
 
@@ -329,12 +329,13 @@ class Ranker:
             owner: (B,) whose row there goes with each history.
             item_index: (C,) positions of items that may be listed.
             exclude: positions that must not be listed.
-            wish: (1, N) float32, what is added to the logits of all; by default nothing.
+            text_logits: (1, N) float32, what words add to the logits of all; by default nothing.
         """
         states = self._states(histories, users, owner)
-        if wish is not None:
-            wish = sparse.csr_array(np.ones((len(histories), 1), np.float32)) @ wish
-        added = self._added(histories, wish)
+        if text_logits is not None:
+            column = sparse.csr_array(np.ones((len(histories), 1), np.float32))
+            text_logits = column @ text_logits
+        added = self._added(histories, text_logits)
         vectors = self._vectors_of(states, histories)
         return self._index.log_shares(vectors, item_index, added, exclude)
 
@@ -384,14 +385,14 @@ class Ranker:
         return states
 
     def _added(
-        self, histories: Histories, wish: sparse.csr_array | None
+        self, histories: Histories, text_logits: sparse.csr_array | None
     ) -> sparse.csr_array | None:
-        """Give what the items they met and what they wish for add to B users' logits: (B, N)."""
+        """Give what the items they met and their words add to B users' logits: (B, N)."""
         item_item = self.bundle.item_item
         if item_item is None:
-            return wish
+            return text_logits
         scores = item_item.scores(histories)
-        return scores if wish is None else scores + wish
+        return scores if text_logits is None else scores + text_logits
 
     def _vectors_of(self, states: UserStates, histories: Histories) -> NDArray[np.float32]:
         """Give what the index searches with, for B users: (B, D + K)."""

@@ -66,12 +66,12 @@ def test_what_is_met_and_what_is_wished_for_add_up(
     ranker = Ranker(replace(bundle, item_item=ItemItem(sparse.csr_array(weights))), np.arange(14))
     wish = rng.normal(size=(len(users), 14)).astype(np.float32)
     plain = ranker.crowd(small.histories, users)
-    crowd = ranker.crowd(small.histories, users, wish=sparse.csr_array(wish))
+    crowd = ranker.crowd(small.histories, users, text_logits=sparse.csr_array(wish))
     assert plain.added is not None and crowd.added is not None
     np.testing.assert_allclose(crowd.added.toarray(), plain.added.toarray() + wish, rtol=1e-6)
     some = crowd.rows([3, 1])
-    assert some.wish is not None
-    np.testing.assert_array_equal(some.wish.toarray(), wish[[3, 1]])
+    assert some.text_logits is not None
+    np.testing.assert_array_equal(some.text_logits.toarray(), wish[[3, 1]])
 
 
 def test_state_is_what_the_model_makes_of_the_last_window(
