@@ -341,7 +341,10 @@ def _without_places(config: Config) -> Json:
     for name, terms in SPEED.items():
         section = getattr(config, name)
         fields = type(section).model_fields
-        usual[name] = section.model_copy(update={term: fields[term].default for term in terms})
+        # A result of twins holds what the gate says.
+        usual[name] = section.model_copy(
+            update={term: fields[term].default for term in terms - {"max_harm"}}
+        )
     tree: Json = config.model_copy(update=usual).model_dump(
         mode="json", exclude={"serve", "ray"}, exclude_none=True
     )

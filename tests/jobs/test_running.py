@@ -96,3 +96,6 @@ def test_how_fast_it_was_worked_out_is_in_no_results_key() -> None:
     assert _running._without_places(fast) == _running._without_places(config)
     # As of results of before: two workers changed the key, one did not.
     assert _running._without_places(config)["train"]["num_workers"] == 1
+    # What the gate of the twins says is part of their result.
+    strict = load_config(_running.CONFIGS / "p6.yaml", ["evaluate.max_harm=0.5"])
+    assert _running._without_places(strict) != _running._without_places(config)
