@@ -56,6 +56,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "data.pipeline",
         "data.lookup",
         "data.marked",
+        "data.packed",
         "text.embed",
         "train",
         "score",

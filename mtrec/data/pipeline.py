@@ -3,13 +3,13 @@
 Files are read, checked and marked in parallel tasks (`marked`); the rows are then cut into parts,
 ranges of users that depend on the data alone, so that the artifact has the same bytes whatever the
 number of blocks and workers. What is computed lives in `contract`, `parts`, `features` and is
-tested without Ray; `accounts` knows what became of each row; here is where it runs.
+tested without Ray; `packed` is what Ray's tasks call; `accounts` knows what became of each row;
+here is what follows what.
 """
 
 import logging
 import math
 import os
-import pickle
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -27,11 +27,7 @@ from mtrec.artifacts import Manifest
 from mtrec.config import Config
 from mtrec.data import contract, readers, splits
 from mtrec.data.accounts import Accounts
-from mtrec.data.clean import (
-    Bounds,
-    merge_summaries,
-    outlier_bounds,
-)
+from mtrec.data.clean import Bounds, merge_summaries, outlier_bounds
 from mtrec.data.contract import Table
 from mtrec.data.dataset import write_table
 from mtrec.data.features import FIRST_KNOWN, FeatureTransform, fit_transform, summarise
@@ -47,13 +43,8 @@ from mtrec.data.marked import (
     read_marked,
     rejected_rows,
 )
-from mtrec.data.parts import (
-    OrderedPart,
-    PartTally,
-    finish_part,
-    limit_part,
-    order_part,
-)
+from mtrec.data.packed import limit_packed, order_group, read_tallies, write_packed
+from mtrec.data.parts import PartTally
 from mtrec.data.readers import Piece
 from mtrec.data.sources import resolve_root
 from mtrec.dataconfig import GlobalTimeSplit, ItemsTable, NumberColumn, UsersTable
@@ -192,7 +183,7 @@ class _Preparation:
         bounds = self._event_bounds(tallies)
         if bounds:
             parts = parts.map_batches(
-                partial(_limit_group, config=config, bounds=bounds),
+                partial(limit_packed, config=config, bounds=bounds),
                 batch_size=1,
                 batch_format="pyarrow",
             ).materialize()
@@ -250,13 +241,10 @@ class _Preparation:
 
     def _tallies(self, parts: "ray.data.Dataset") -> list[PartTally]:
         """Give the tallies in the order of the parts; write the events that were set aside."""
-        told = collect(parts.select_columns([PART, "tally", "rejected"]))
-        assert told is not None, "there is at least one part"
-        told = told.sort_by(PART)
-        for cell in told.column("rejected").to_pylist():
-            with pa.ipc.open_stream(cell) as stream:
-                self.accounts.write_set_aside(stream.read_all(), "interactions")
-        return [pickle.loads(cell) for cell in told.column("tally").to_pylist()]
+        tallies, set_aside = read_tallies(parts)
+        for events in set_aside:
+            self.accounts.write_set_aside(events, "interactions")
+        return tallies
 
     def _order_events(self, items: pa.Table | None, users: pa.Table | None) -> "ray.data.Dataset":
         """Read the interactions and order them part by part; one row of the result is one part."""
@@ -285,7 +273,7 @@ class _Preparation:
                 self.accounts.write_rejected(batch, "interactions")
         assigned, num_parts = assign_parts(marked, math.ceil(kept / EVENTS_PER_PART))
         groups = assigned.groupby(PART, num_partitions=config.ray.partitions or num_parts)
-        order = partial(_order_group, config=config, cuts=self._cuts(marked))
+        order = partial(order_group, config=config, cuts=self._cuts(marked))
         ordered: ray.data.Dataset = groups.map_groups(order, batch_format="pyarrow").materialize()
         return ordered
 
@@ -383,7 +371,7 @@ class _Preparation:
             columns["name"] = render_rows(items, f"{{{behaviour.item_column}}}")
         shared = ray.put((self.config, transform, pa.table(columns)))
         done = parts.map_batches(
-            partial(_write_part, shared=[shared], folder=self.folder),
+            partial(write_packed, shared=[shared], folder=self.folder),
             batch_size=1,
             batch_format="pyarrow",
         )
@@ -405,52 +393,6 @@ class _Preparation:
         write_table(storage.join(self.folder, name), table)
 
 
-# ---- what runs in tasks ---------------------------------------------------------------------
-
-
-def _order_group(group: pa.Table, config: Config, cuts: tuple[float, float] | None) -> pa.Table:
-    part = group.column(PART)[0].as_py()
-    return _to_row(part, order_part(group.drop_columns([PART]), config, cuts))
-
-
-def _limit_group(batch: pa.Table, config: Config, bounds: dict[str, Bounds]) -> pa.Table:
-    tally = pickle.loads(batch.column("tally")[0].as_py())
-    return _to_row(batch.column(PART)[0].as_py(), limit_part(_events(batch), tally, config, bounds))
-
-
-def _to_row(part: int, ordered: OrderedPart) -> pa.Table:
-    """Put a whole part into one row, so that no block can cut it in two."""
-    cells = {
-        "events": _to_bytes(ordered.events),
-        "tally": pickle.dumps(ordered.tally),
-        "rejected": _to_bytes(ordered.rejected),
-    }
-    columns = {name: pa.array([cell], pa.large_binary()) for name, cell in cells.items()}
-    return pa.table({PART: pa.array([part], pa.int32()), **columns})
-
-
-def _events(row: pa.Table) -> pa.Table:
-    with pa.ipc.open_stream(row.column("events")[0].as_buffer()) as stream:
-        return stream.read_all()
-
-
-def _write_part(
-    batch: pa.Table,
-    shared: list["ray.ObjectRef[tuple[Config, FeatureTransform, pa.Table]]"],
-    folder: str,
-) -> pa.Table:
-    config, transform, items = ray.get(shared[0])
-    part = batch.column(PART)[0].as_py()
-    finished = finish_part(_events(batch), config, transform, items)
-    name = f"part-{part:05d}.parquet"
-    write_table(storage.join(folder, "interactions", name), finished.interactions)
-    write_table(storage.join(folder, "histories", name), finished.histories)
-    return finished.users
-
-
-# ---- small pieces ---------------------------------------------------------------------------
-
-
 def _tables(config: Config) -> dict[str, Table]:
     data = config.data
     tables: dict[str, Table | None] = {
@@ -460,10 +402,3 @@ def _tables(config: Config) -> dict[str, Table]:
         "interactions": data.interactions,
     }
     return {name: table for name, table in tables.items() if table is not None}
-
-
-def _to_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    return bytes(sink.getvalue().to_pybytes())
