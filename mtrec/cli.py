@@ -39,7 +39,7 @@ _INTERRUPTED = 130
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's YAML file.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. train.epochs=3."),
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, e.g. train.epochs=3."),
 ]
 AddressOption = Annotated[
     str | None,

@@ -143,7 +143,7 @@ def test_a_corrupted_bundle_ends_with_4(copied_run: Config) -> None:
     ("arguments", "told"),
     [
         (["--port", "99999"], "65535"),
-        (["--set", "serve.folow_s=2"], 'did you mean "follow_s"'),
+        (["-s", "serve.folow_s=2"], 'did you mean "follow_s"'),
     ],
 )
 def test_serve_refuses_settings_by_name_before_it_looks_for_a_bundle(
