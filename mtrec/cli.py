@@ -370,7 +370,7 @@ def _print_twins(paths: Paths) -> None:
 
 def _print_report(paths: Paths) -> None:
     from mtrec import storage
-    from mtrec.report import summary_table
+    from mtrec.report_text import summary_table
 
     path = storage.join(paths.report, "report.json")
     with storage.explained("read the report", paths.workdir):

@@ -18,7 +18,7 @@ from mtrec.pageparts import (
     three_digits,
     whole_percent,
 )
-from mtrec.report import REMOVAL, describe_removal
+from mtrec.report_text import REMOVAL, describe_removal
 from mtrec.report_view import ReportView
 
 _REMOVAL_LABELS = {

@@ -34,7 +34,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         ),
         *("baselines", "classics", "report"),
         *("comparison", "charts", "twins_page", "pageparts"),
-        *("report_page", "report_sections", "report_view"),
+        *("report_page", "report_sections", "report_text", "report_view"),
         *("query", "catalogue", "popular", "folds", "harm", "profile"),
     ),
     3: ("bundle",),

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from mtrec.folds import join_reports
-from mtrec.report import summary_table
 from mtrec.report_page import render_html
+from mtrec.report_text import summary_table
 
 
 def report(ndcg: float, popular: float, *, rmse: float | None = 1.0) -> dict[str, Any]:

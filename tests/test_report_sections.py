@@ -2,8 +2,8 @@
 
 import pytest
 from page_checker import parse_page
-from test_report import samples
 from test_report_page import full_report
+from test_report_text import samples
 
 from mtrec.report_sections import dial, explanations, learning, probabilities, slices
 from mtrec.report_view import ReportView
