@@ -59,8 +59,8 @@ def run_seed(row: Row, seed: int, options: Options) -> Json:
     """Give the result of a row under a seed: read if it is there, else run.
 
     Returns:
-        `report` (the tree of `report.json`) and `seconds` (stage -> wall time; stages that an
-        earlier command had done before it was interrupted are absent).
+        `report` (the tree of `report.json`) and `seconds` (stage -> wall time; stages that were
+        interrupted and resumed are absent).
 
     Raises:
         DataAbsentError: the row's data is not there.
@@ -265,6 +265,7 @@ def _open_result(
         if known == path:
             # Of a stage that is up to date the time is still that of its artifact.
             result["seconds"] = before["seconds"]
+            result["unfinished"] = before.get("unfinished", [])
     return path, result, False
 
 
@@ -306,15 +307,27 @@ def _tables(
 
 
 def _run_stages(config: Config, stages: Sequence[str], name: str, path: str, result: Json) -> None:
-    """Run stages one by one, writing the seconds of those that had to be done into the result."""
+    """Run stages one by one, writing the seconds of those that had to be done into the result.
+
+    Of a stage that an earlier command began, the time of the whole is not known: it has none.
+    """
+    unfinished: list[str] = result.setdefault("unfinished", [])
     for stage in stages:
         begin = time.monotonic()
-        outcome = mtrec.run(config, stages=(stage,))
-        if stage in outcome.done:
-            result["seconds"][stage] = round(outcome.done[stage], 1)
-            # Before the next stage: an interruption must not cost what was measured.
+        is_resumed = stage in unfinished
+        if not is_resumed:
+            unfinished.append(stage)
             storage.write_json(path, result)
+        outcome = mtrec.run(config, stages=(stage,))
+        unfinished.remove(stage)
+        if stage in outcome.done and is_resumed:
+            result["seconds"].pop(stage, None)
+        elif stage in outcome.done:
+            result["seconds"][stage] = round(outcome.done[stage], 1)
+        # Before the next stage: an interruption must not cost what was measured.
+        storage.write_json(path, result)
         say(f"{name}: {stage} {time.monotonic() - begin:.0f} s")
+    del result["unfinished"]
 
 
 def configure(row: Row, seed: int, options: Options, *, home: Path, root: Path) -> Config:

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,3 +100,35 @@ def test_how_fast_it_was_worked_out_is_in_no_results_key() -> None:
     # What the gate of the twins says is part of their result.
     strict = load_config(_running.CONFIGS / "p6.yaml", ["evaluate.max_harm=0.5"])
     assert _running._without_places(strict) != _running._without_places(config)
+
+
+def test_a_stage_that_was_interrupted_and_resumed_has_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (row,) = chosen_rows("P8")
+    chosen = options(tmp_path)
+    config = _running.configure(row, 0, chosen, home=tmp_path, root=tmp_path / "data")
+    fails = ["train"]
+
+    def run(_: object, stages: tuple[str]) -> Any:
+        if fails and stages[0] == fails[0]:
+            fails.clear()
+            raise KeyboardInterrupt
+        # What was done before is up to date.
+        done = {} if stages[0] in finished else {stages[0]: 7.0}
+        finished.extend(stages)
+        return SimpleNamespace(done=done)
+
+    finished: list[str] = []
+    monkeypatch.setattr(_running.mtrec, "run", run)
+    place = tmp_path / "result.json"
+    path, result, _ = _running._open_result(place, "quality", config, chosen)
+    with pytest.raises(KeyboardInterrupt):
+        _running._run_stages(config, _running.STAGES, "P8", path, result)
+
+    path, result, is_done = _running._open_result(place, "quality", config, chosen)
+    assert not is_done
+    _running._run_stages(config, _running.STAGES, "P8", path, result)
+
+    assert result["seconds"] == {"prepare": 7.0, "embed": 7.0, "evaluate": 7.0}
+    assert "unfinished" not in result
