@@ -154,7 +154,6 @@ TEXT = (
 )
 NETWORK = (
     Part("no id-row dropout", ("model.id_dropout=0",)),
-    Part("no losses of the parts alone", ("model.w_content=0", "model.w_collaborative=0")),
     Part("no moving average", ("train.ema_decay=0",)),
 )
 TERMS = (
@@ -364,6 +363,14 @@ ROWS = (
         "c1",
         find_movielens_100k,
         _cold_films,
+        *(*TEXT, *NETWORK, TERMS[1]),
+    ),
+    _parts(
+        "A5",
+        "hetrec-lastfm, 15 % of the items cold",
+        "c1h",
+        find_hetrec,
+        _cold_artists,
         *(*TEXT, *NETWORK, TERMS[1]),
     ),
 )

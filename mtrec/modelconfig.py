@@ -243,12 +243,6 @@ class ModelConfig(Section):
     many users are new, as with a split by global time."""
     factors: FactorsTerm | None = None
     """Add Bayesian matrix factorisation to the ranking tasks: where users say a number of items."""
-    w_content: float = Field(0.2, ge=0.0)
-    """Weight of the content-only retrieval loss."""
-    w_collaborative: float = Field(0.2, ge=0.0)
-    """Weight of the collaborative-only retrieval loss."""
-    w_fused: float = Field(1.0, gt=0.0)
-    """Weight of the retrieval loss of the sum of both."""
 
     @property
     def kept_events(self) -> int:

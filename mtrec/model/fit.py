@@ -22,7 +22,7 @@ from mtrec.model.balance import (
 )
 from mtrec.model.batches import TrainingData, epoch_batches, make_social_batch
 from mtrec.model.network import MultiTaskModel, build_model
-from mtrec.model.objective import COLLABORATIVE, CONTENT, JointObjective, TrainingBatch
+from mtrec.model.objective import JointObjective, TrainingBatch
 
 # Pseudo-events that draw an item's first usual value to the mean of all.
 _USUAL_PRIOR = 5.0
@@ -205,11 +205,7 @@ def _loss_weights(config: Config, data: TrainingData) -> tuple[dict[str, float],
     for task in config.tasks:
         weights[task.name] = task.weight
         if task.kind == "retrieval":
-            weights[task.name] = task.weight * config.model.w_fused
-            weights[CONTENT] = task.weight * config.model.w_content
-            weights[COLLABORATIVE] = task.weight * config.model.w_collaborative
-            constant = constant_retrieval_loss(counts)
-            constants |= dict.fromkeys((task.name, CONTENT, COLLABORATIVE), constant)
+            constants[task.name] = constant_retrieval_loss(counts)
         elif task.kind == "social":
             constants[task.name] = _constant_social_loss(data)
         elif task.kind == "binary":

@@ -24,9 +24,6 @@ from mtrec.model.social import SocialBatch
 from mtrec.model.towers import FeatureInputs, ItemVectors
 from mtrec.modelconfig import ModelConfig, Task, label_tasks, social_task
 
-CONTENT, COLLABORATIVE = "content", "collaborative"
-"""Names of the retrieval losses of the parts, beside the retrieval task's own (the fused one)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Negatives:
@@ -84,8 +81,6 @@ class JointObjective(nn.Module):
         self.social = social_task(tasks)
         self.sizes = model.ranking.sizes
         self.has_order = config.history.kind == "sequence"
-        self.with_content = config.w_content > 0 and model.items.content.has_inputs
-        self.with_collaborative = config.w_collaborative > 0
 
     def forward(self, batch: TrainingBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """Give (sum, count) of each loss; see `losses`."""
@@ -111,7 +106,11 @@ class JointObjective(nn.Module):
             users, user_SD = states.at(slice(num_pairs)), states.vector[num_pairs:]
             given_ST = item_BT.masked_fill(held_out_BT, 0)
             predicted_P, state_P = item_BT[held_out_BT], torch.nonzero(held_out_BT)[:, 0]
-        sums = self._retrieval(user_SD, predicted_P, state_P, vectors, given_ST, batch.negatives)
+        sums = {
+            self.retrieval: self._retrieval(
+                user_SD, predicted_P, state_P, vectors, given_ST, batch.negatives
+            )
+        }
         if self.ranking:
             noise.rows = (batch.rows[row_P] << 20) + time_P
             context = context_at(batch.history, self.model, row_P, time_P)
@@ -148,8 +147,8 @@ class JointObjective(nn.Module):
         vectors: ItemVectors,
         given_ST: Tensor | None,
         negatives: Negatives | None,
-    ) -> dict[str, LossSum]:
-        """Give the retrieval losses of the parts and of their sum.
+    ) -> LossSum:
+        """Give the loss of retrieval.
 
         Args:
             user_SD: states of users.
@@ -159,36 +158,23 @@ class JointObjective(nn.Module):
             given_ST: items that are no targets of a state, for it knows them; 0: none.
             negatives: what the targets are told from; None: the catalogue.
         """
-        nothing_N = torch.zeros_like(vectors.bias)
-        closed_N = nothing_N.clone()
-        closed_N[:2] = -torch.inf
-        parts = {self.retrieval: (vectors.fused, vectors.bias)}
-        if self.with_content:
-            parts[CONTENT] = (vectors.content, nothing_N)
-        if self.with_collaborative:
-            parts[COLLABORATIVE] = (vectors.collaborative, nothing_N)
+        item_ND = vectors.fused
+        bias_N = vectors.bias.clone()
+        bias_N[:2] = -torch.inf
         if negatives is None:
-            return {
-                name: retrieval_loss(
-                    user_SD, vector_ND, bias_N + closed_N, target_P, state_P, given_ST
-                )
-                for name, (vector_ND, bias_N) in parts.items()
-            }
+            return retrieval_loss(user_SD, item_ND, bias_N, target_P, state_P, given_ST)
         drawn = negatives.item
-        closed = closed_N
+        closed_bias = bias_N
         if given_ST is not None:
-            closed = closed.repeat(len(user_SD), 1).scatter(1, given_ST, -torch.inf)
-        return {
-            name: sampled_retrieval_loss(
-                (user_SD[state_P] * vector_ND[target_P]).sum(-1) + bias_N[target_P],
-                user_SD @ vector_ND[drawn].T + (bias_N + closed)[..., drawn],
-                target_P,
-                state_P,
-                drawn,
-                negatives.log_expected,
-            )
-            for name, (vector_ND, bias_N) in parts.items()
-        }
+            closed_bias = bias_N.repeat(len(user_SD), 1).scatter(1, given_ST, -torch.inf)
+        return sampled_retrieval_loss(
+            (user_SD[state_P] * item_ND[target_P]).sum(-1) + bias_N[target_P],
+            user_SD @ item_ND[drawn].T + closed_bias[..., drawn],
+            target_P,
+            state_P,
+            drawn,
+            negatives.log_expected,
+        )
 
 
 def context_at(

@@ -116,7 +116,6 @@ class FeatureTower(nn.Module):
         super().__init__()
         whitened = min(text_width, text_dim)
         self.dim = dim
-        self.has_inputs = bool(numbers or categories or multi or text_width)
         self.numbers = nn.Linear(numbers, dim, bias=False) if numbers else None
         self.categories = nn.ModuleDict(
             {name: nn.Embedding(size, dim, padding_idx=0) for name, size in categories.items()}
