@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from mtrec import storage
+from mtrec.data.casts import join_texts
 from mtrec.data.contract import (
     INTEGER,
     PLACE,
@@ -28,7 +29,6 @@ from mtrec.data.contract import (
     SOURCE,
     Table,
     id_columns,
-    join_texts,
 )
 from mtrec.data.contract import source_columns as _source_columns
 from mtrec.data.records import Splitter
