@@ -261,7 +261,7 @@ def test_the_readmes_table_is_made_of_the_results_in_the_repository(
         done = [all((seed / name).is_file() for name in last[row.kind](row)) for seed in seeds]
         if any(done):
             measured.append(replace(row, seeds=sum(done)))
-    assert {row.kind for row in measured} >= {"report"}
+    assert {row.kind for row in measured} >= {"report", "cold_users"}
 
     measure(measured, options(tmp_path, results=results, seeds=None))
 
