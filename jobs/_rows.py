@@ -9,7 +9,7 @@ from typing import Literal
 from _cold_users import TRAINED_ON
 from _seeds import Goal
 
-from mtrec.data import convert, sources
+from mtrec.data import convert, draws, sources
 from mtrec.errors import ConfigError, DataError
 from mtrec.harm import TWIN
 
@@ -196,7 +196,7 @@ ROWS = (
         "ML-100K, random 8:1:1",
         "p3",
         find_movielens_100k,
-        partial(_random, cuts=convert.RANDOM_CUTS),
+        partial(_random, cuts=draws.RANDOM_CUTS),
         (Goal("retrieval", "ndcg@10", beat=("ease", "ials"), gain=0.03),),
     ),
     Row(
@@ -290,7 +290,7 @@ ROWS = (
         "ML-100K, every user cold once, history in the request",
         "c2",
         find_movielens_100k,
-        partial(_random, cuts=convert.RANDOM_CUTS),
+        partial(_random, cuts=draws.RANDOM_CUTS),
         COLD_USERS,
         seeds=1,
         kind="cold_users",
@@ -310,7 +310,7 @@ ROWS = (
         "ML-100K, random 8:1:1, tasks together or alone",
         "p3",
         find_movielens_100k,
-        partial(_random, cuts=convert.RANDOM_CUTS),
+        partial(_random, cuts=draws.RANDOM_CUTS),
         (
             Goal("retrieval", "ndcg@10", beside=TWIN, max_loss=0.02),
             Goal("rating", "rmse", beside=TWIN, max_loss=0.02),
@@ -346,7 +346,7 @@ ROWS = (
         "ML-100K, random 8:1:1",
         "p3",
         find_movielens_100k,
-        partial(_random, cuts=convert.RANDOM_CUTS),
+        partial(_random, cuts=draws.RANDOM_CUTS),
         *(*TEXT, *NETWORK, *TERMS),
     ),
     _parts(

@@ -21,7 +21,7 @@ from mtrec import storage
 from mtrec.bundle import find_bundle
 from mtrec.config import Config
 from mtrec.configfile import load_config
-from mtrec.data import convert
+from mtrec.data import draws
 from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import DataError
 from mtrec.recommender import Recommender
@@ -233,7 +233,7 @@ def users_of_fold(folder: Path, seed: int, fold: int) -> frozenset[str]:
     """Give the ids of a fold of those users who have events in a folder of tables."""
     with (folder / "interactions.csv").open(encoding="utf-8", newline="") as file:
         users = sorted({row["user_id"] for row in csv.DictReader(file)})
-    folds = convert.draw_folds(len(users), seed=seed, folds=NUM_FOLDS)
+    folds = draws.draw_folds(len(users), seed=seed, folds=NUM_FOLDS)
     return frozenset(np.array(users, object)[folds == fold])
 
 

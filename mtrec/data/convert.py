@@ -2,9 +2,8 @@
 
 Each converter reads the files as their authors publish them and writes UTF-8 CSV tables for
 `data.root`, whole or not at all; equal input and seed write equal bytes, and what is there already
-is left alone. The splits are NumPy draws over the file's row order, so that others can repeat them
-in three lines; `splits.py` holds those that do not depend on a row's place. Cold items are a split
-of their own; cold users are left out of the tables. `jobs/quality.py` calls these.
+is left alone. The splits are the draws of `draws.py`. Cold items are a split of their own; cold
+users are left out of the tables. `jobs/quality.py` calls these.
 """
 
 import csv
@@ -19,6 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrec import artifacts, storage
+from mtrec.data.draws import (
+    COLD_CUTS,
+    RANDOM_CUTS,
+    Splits,
+    draw_split,
+    draw_split_by_item,
+    draw_split_of_items,
+)
 from mtrec.data.histories import SPLITS
 from mtrec.data.sources import MOVIELENS_FILES
 from mtrec.errors import DataError
@@ -30,10 +37,6 @@ HETREC_FILES = (
 MOVIELENS_1M_FILES = ("ratings.dat", "movies.dat", "users.dat")
 SEQUENCE_FILES = ("sequences.txt", "items.tsv", "users.tsv")
 
-RANDOM_CUTS = (0.8, 0.9)
-"""Where a draw in [0, 1) stops being train and where it starts being test: 8:1:1."""
-COLD_CUTS = (0.75, 0.85)
-"""The same for a draw of items: 15 % have all their events in test, 10 % in validation."""
 MAX_TAGS = 10
 """Tags in an artist's text."""
 MIN_EVENTS = 5
@@ -43,83 +46,11 @@ _FORM = 1
 """Part of every key: raise it when a converter writes something else."""
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
 
-Splits = NDArray[np.str_]
 Rows = Iterable[Sequence[object]]
 Draw = Callable[[NDArray[np.int64]], Splits]
 """From the item of each row (N,) to the rows' splits (N,)."""
 Tables = dict[str, tuple[Sequence[str], Rows]]
 """File name -> header and rows."""
-
-
-# ---- splits -------------------------------------------------------------------------------------
-
-
-def draw_split(num_rows: int, *, seed: int, cuts: tuple[float, float] = RANDOM_CUTS) -> Splits:
-    """Draw each row's split: (N,) names of `SPLITS`.
-
-    Args:
-        num_rows: N; row n gets the n-th number of `numpy.random.default_rng(seed)`.
-        seed: other seeds, other splits.
-        cuts: numbers below the first are train, from the second on test.
-    """
-    draw = np.random.default_rng(seed).random(num_rows)
-    return np.array(SPLITS)[np.searchsorted(np.array(cuts), draw, side="right")]
-
-
-def draw_split_by_item(
-    item: NDArray[np.generic],
-    *,
-    seed: int,
-    test: float = 0.25,
-    validation: float = 0.1,
-    test_seed: int = 42,
-) -> Splits:
-    """Draw a share of every item's rows for test: (N,) names of `SPLITS`.
-
-    Of an item with n rows, `round(test * n)` are drawn as pandas' `sample(random_state=test_seed)`
-    draws them, which is NumPy's old generator. Close to, not identical with, the stratified
-    splitter of the recommenders library.
-
-    Args:
-        item: (N,) ids.
-        seed: decides which of the other rows are validation, and nothing else.
-        test: share of an item's rows.
-        validation: chance of each row that is not test.
-        test_seed: decides test; 42 in the figures that are published.
-    """
-    is_test = np.zeros(len(item), bool)
-    _, of, counts = np.unique(item, return_inverse=True, return_counts=True)
-    for rows in np.split(np.argsort(of, kind="stable"), np.cumsum(counts)[:-1]):
-        size = round(test * len(rows))
-        is_test[np.random.RandomState(test_seed).choice(rows, size=size, replace=False)] = True
-    is_validation = np.random.default_rng(seed).random(len(item)) < validation
-    position = np.where(is_test, 2, is_validation.astype(np.int64))
-    return np.array(SPLITS)[position]
-
-
-def draw_split_of_items(
-    item: NDArray[np.generic], *, seed: int, cuts: tuple[float, float] = COLD_CUTS
-) -> Splits:
-    """Draw each item's split, which all its rows share: (N,) names of `SPLITS`.
-
-    Items that are not train are cold: nothing of what training sees is about them.
-
-    Args:
-        item: (N,) ids; the n-th of the distinct ones, in ascending order, gets the n-th number of
-            `numpy.random.default_rng(seed)`.
-        seed: other seeds, other splits.
-        cuts: as in `draw_split`.
-    """
-    distinct, of = np.unique(item, return_inverse=True)
-    return draw_split(len(distinct), seed=seed, cuts=cuts)[of]
-
-
-def draw_folds(num_users: int, *, seed: int, folds: int) -> NDArray[np.int64]:
-    """Draw each user's fold, 0 to `folds` - 1: (U,), of sizes that differ by one at most.
-
-    A user's fold is its place in a permutation by `numpy.random.default_rng(seed)`, modulo `folds`.
-    """
-    return np.random.default_rng(seed).permutation(num_users) % folds
 
 
 # ---- MovieLens-100K -----------------------------------------------------------------------------

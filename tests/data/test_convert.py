@@ -4,11 +4,10 @@ import csv
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from mtrec import artifacts
-from mtrec.data import convert
+from mtrec.data import convert, draws
 from mtrec.errors import DataError
 
 
@@ -31,59 +30,6 @@ def cold_splits(num_items: int, *, seed: int) -> dict[str, str]:
         str(n): "train" if draw < 0.75 else "validation" if draw < 0.85 else "test"
         for n, draw in enumerate(names, start=1)
     }
-
-
-# ---- splits -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cuts", [(0.8, 0.9), (0.72, 0.8)])
-def test_a_random_split_cuts_the_generators_numbers_in_row_order(cuts: tuple[float, float]) -> None:
-    draw = pd.Series(np.random.default_rng(7).random(500))
-    expected = pd.cut(draw, [0, *cuts, 1], right=False, labels=["train", "validation", "test"])
-
-    assert convert.draw_split(500, seed=7, cuts=cuts).tolist() == expected.tolist()
-
-
-def test_a_split_by_item_draws_test_as_pandas_samples_each_item() -> None:
-    item = np.random.default_rng(0).integers(1, 12, 300)
-    frame = pd.DataFrame({"item": item})
-    test = [
-        index
-        for _, group in frame.groupby("item")
-        for index in group.sample(n=round(0.25 * len(group)), random_state=42).index
-    ]
-    expected = np.where(np.random.default_rng(5).random(300) < 0.1, "validation", "train")
-    expected[test] = "test"
-
-    assert convert.draw_split_by_item(item, seed=5).tolist() == expected.tolist()
-
-
-def test_a_split_by_item_has_the_same_test_part_for_every_seed() -> None:
-    item = np.arange(200) % 9
-    one, other = (convert.draw_split_by_item(item, seed=seed) for seed in (0, 1))
-
-    np.testing.assert_array_equal(one == "test", other == "test")
-    assert (one != other).any()
-
-
-def test_all_rows_of_an_item_get_the_split_that_the_item_drew() -> None:
-    item = np.random.default_rng(0).integers(100, 400, 5000)
-    split = convert.draw_split_of_items(item, seed=4)
-
-    expected = cold_splits(300, seed=4)
-    order = {one: str(n) for n, one in enumerate(sorted(set(item)), start=1)}
-    assert split.tolist() == [expected[order[one]] for one in item]
-    cold = {one for one, name in zip(item, split, strict=True) if name == "test"}
-    # .15 of 300 items; three standard errors are .06.
-    assert len(cold) / 300 == pytest.approx(0.15, abs=0.06)
-
-
-def test_folds_of_users_are_equal_shares_that_the_seed_decides() -> None:
-    folds = convert.draw_folds(943, seed=2, folds=10)
-
-    assert sorted(np.bincount(folds)) == [94] * 7 + [95] * 3
-    assert (folds == np.random.default_rng(2).permutation(943) % 10).all()
-    assert (folds != convert.draw_folds(943, seed=3, folds=10)).any()
 
 
 # ---- MovieLens-100K -----------------------------------------------------------------------------
@@ -114,7 +60,7 @@ def test_movielens_keeps_its_rows_in_order_beside_their_split(
 
     rows = read(tmp_path / "out", "interactions.csv")
     assert [int(row["timestamp"]) for row in rows] == [880000000 + n for n in range(40)]
-    assert [row["split"] for row in rows] == convert.draw_split(40, seed=3).tolist()
+    assert [row["split"] for row in rows] == draws.draw_split(40, seed=3).tolist()
     assert read(tmp_path / "out", "items.csv")[:2] == [
         {"item_id": "1", "title": "Toy Story", "year": "1995"}
         | {"genres": "Animation|Children's|Comedy"},
@@ -131,7 +77,7 @@ def test_movielens_by_item_splits_by_the_item_column(movielens: Path, tmp_path: 
 
     rows = read(tmp_path / "out", "interactions.csv")
     item = np.array([int(row["item_id"]) for row in rows])
-    assert [r["split"] for r in rows] == convert.draw_split_by_item(item, seed=3).tolist()
+    assert [r["split"] for r in rows] == draws.draw_split_by_item(item, seed=3).tolist()
     # 14, 13 and 13 rows of three films: round(3.5) = 4 (to even), round(3.25) = 3, twice.
     assert sum(row["split"] == "test" for row in rows) == 4 + 3 + 3
 
@@ -227,7 +173,7 @@ def test_listening_counts_get_a_logarithm_and_the_split_of_their_row(
     convert.hetrec_lastfm(hetrec, tmp_path / "out", seed=0)
 
     rows = read(tmp_path / "out", "interactions.csv")
-    assert [row["split"] for row in rows] == convert.draw_split(29, seed=0).tolist()
+    assert [row["split"] for row in rows] == draws.draw_split(29, seed=0).tolist()
     # 10^(artist - 1) plays.
     assert all(float(row["log_plays"]) == int(row["item_id"]) - 1 for row in rows)
     items = read(tmp_path / "out", "items.csv")
