@@ -18,7 +18,6 @@ from _seeds import report_of_twins
 
 import mtrec
 from mtrec import storage
-from mtrec.bundle import find_bundle
 from mtrec.config import Config
 from mtrec.configfile import load_config
 from mtrec.data import draws
@@ -27,6 +26,7 @@ from mtrec.errors import DataError
 from mtrec.recommender import Recommender
 from mtrec.stages import SPEED, Paths
 from mtrec.twins import compare_bundles
+from mtrec.versions import find_bundle
 
 CONFIGS = Path(__file__).resolve().parent / "configs" / "quality"
 STAGES = ("prepare", "embed", "train", "evaluate")

@@ -24,10 +24,10 @@ from _servers import JOBS, free_ports, send_load, server
 from _synthetic import write_bundle
 
 from mtrec import storage
-from mtrec.bundle import CURRENT, find_bundle
 from mtrec.config import Config, ServeConfig
 from mtrec.configfile import dump_config
 from mtrec.stages import Paths
+from mtrec.versions import CURRENT, find_bundle
 
 USERS_A_BATCH = 64
 

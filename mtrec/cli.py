@@ -323,7 +323,7 @@ def _print_revised(version: str | None, what: str) -> None:
 def _verify(path: str) -> tuple[str, int]:
     """Check every file of a bundle; give its folder and the number of its files."""
     from mtrec import storage
-    from mtrec.bundle import find_bundle
+    from mtrec.versions import find_bundle
 
     with storage.explained("read the bundle", path):
         place = find_bundle(path)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mtrec import artifacts, baselines, storage
 from mtrec.answers import RankUsers, as_evaluated, held_out_rows
 from mtrec.artifacts import Manifest
-from mtrec.bundle import Bundle, find_bundle, load_bundle
+from mtrec.bundle import Bundle, load_bundle
 from mtrec.comparison import MODEL, Draws, ItemFacts, Tree
 from mtrec.config import Config
 from mtrec.data.dataset import history_files, read_histories, read_table
@@ -44,6 +44,7 @@ from mtrec.removal import removal_test
 from mtrec.report import Answered, Answers, build_report
 from mtrec.report_page import render_html
 from mtrec.runlog import event
+from mtrec.versions import find_bundle
 
 logger = logging.getLogger("mtrec.evaluate")
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 
 from mtrec import artifacts, storage
-from mtrec.bundle import KIND, Bundle, find_bundle, load_bundle, write_version
+from mtrec.bundle import Bundle, load_bundle
 from mtrec.catalogue import NUM_SPECIAL
 from mtrec.data import contract, readers
 from mtrec.data.contract import PLACE, REASON, ROW
@@ -35,6 +35,7 @@ from mtrec.model.loading import feature_inputs
 from mtrec.text.encoder import build_encoder
 from mtrec.text.templates import render_rows
 from mtrec.userstore import copy_without
+from mtrec.versions import KIND, find_bundle, write_version
 
 _SHOWN = 3
 

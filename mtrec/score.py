@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mtrec import artifacts, storage
 from mtrec.artifacts import Manifest
-from mtrec.bundle import KIND, Bundle, find_bundle
+from mtrec.bundle import Bundle
 from mtrec.config import Config, ScoreConfig
 from mtrec.configchecks import EXPLANATION_COLUMNS
 from mtrec.data.dataset import history_files
@@ -33,6 +33,7 @@ from mtrec.modelconfig import LabelTask, label_tasks
 from mtrec.rayrun import cluster_cpus, cluster_gpus
 from mtrec.recommender import Explanation, RankedLists, Recommender
 from mtrec.runlog import event
+from mtrec.versions import KIND, find_bundle
 
 logger = logging.getLogger("mtrec.score")
 

@@ -18,13 +18,14 @@ import ray.data
 
 from mtrec import artifacts, storage
 from mtrec.artifacts import Manifest
-from mtrec.bundle import KIND, find_bundle, load_bundle
+from mtrec.bundle import load_bundle
 from mtrec.config import Config, ScoreConfig
 from mtrec.errors import ArtifactError
 from mtrec.rayrun import cluster_cpus, cluster_gpus
 from mtrec.recommender import Recommender
 from mtrec.runlog import event
 from mtrec.score import add_counts, finished_parts, id_type, ids_as
+from mtrec.versions import KIND, find_bundle
 
 logger = logging.getLogger("mtrec.score")
 

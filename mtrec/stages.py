@@ -18,6 +18,7 @@ from mtrec.configfile import dump_config
 from mtrec.errors import ArtifactError, MtrecError
 from mtrec.modelconfig import label_tasks, social_task
 from mtrec.runlog import event
+from mtrec.versions import find_bundle, remove_unfinished
 
 logger = logging.getLogger("mtrec.stages")
 
@@ -118,8 +119,6 @@ class Chain:
 
     def tidy(self) -> None:
         """Remove what killed runs left that belongs to no stage's artifact."""
-        from mtrec.bundle import remove_unfinished
-
         storage.remove_abandoned(self.paths.workdir)
         remove_unfinished(self.paths.bundles)
 
@@ -171,8 +170,6 @@ class Chain:
         )
 
     def _train(self, wanted: bool) -> None:
-        from mtrec.bundle import find_bundle
-
         config = self.config
         parents = {name: self.ids[name] for name in ("dataset", "embeddings")}
         key = storage.hash_values(
@@ -207,7 +204,6 @@ class Chain:
         self._stage("train", wanted, kind="bundle", path=current, key=key, work=work)
 
     def _evaluate(self, wanted: bool) -> None:
-        from mtrec.bundle import find_bundle
         from mtrec.evaluate import evaluate
 
         if not wanted:
@@ -237,7 +233,6 @@ class Chain:
         )
 
     def _score(self, wanted: bool) -> None:
-        from mtrec.bundle import find_bundle
         from mtrec.score import score
 
         if not wanted:
@@ -263,7 +258,6 @@ class Chain:
             self._friends()
 
     def _friends(self) -> None:
-        from mtrec.bundle import find_bundle
         from mtrec.score_friends import score_friends
 
         parents = {"bundle": self.ids["bundle"]}
@@ -285,7 +279,6 @@ class Chain:
 
     def compare(self, twins: Mapping[str, "Chain"]) -> None:
         """Compare each task with its twin, unless that is done and valid."""
-        from mtrec.bundle import find_bundle
         from mtrec.twins import evaluate_twins
 
         parents = {name: self.ids[name] for name in ("dataset", "bundle")}

@@ -8,7 +8,7 @@ import torch
 from small_bundle import Small, make_small
 
 from mtrec import artifacts, storage
-from mtrec.bundle import EncoderInfo, find_bundle, load_bundle, remove_unfinished
+from mtrec.bundle import EncoderInfo, load_bundle
 from mtrec.errors import ArtifactError
 from mtrec.recommender import Recommender
 from mtrec.text.spec import EncoderSpec
@@ -39,32 +39,6 @@ def test_popular_counts_every_kept_event(small: Small) -> None:
     assert load_bundle(small.path).popular.tolist() == expected.tolist()
 
 
-def test_bundles_folder_follows_current(small: Small) -> None:
-    assert find_bundle(str(small.bundles)) == small.path
-    assert load_bundle(str(small.bundles)).version == small.version
-
-
-def test_a_pointer_file_names_a_version_beside_it_or_a_place(
-    small: Small, copy: Path, tmp_path: Path
-) -> None:
-    beside, elsewhere = copy / "LIVE", tmp_path / "pointers" / "shop"
-    beside.write_text(f"{small.version}\n")
-    elsewhere.parent.mkdir()
-    elsewhere.write_text(f"{copy}/{small.version}\n")
-
-    assert find_bundle(str(copy / "CURRENT")) == f"{copy}/{small.version}"
-    assert find_bundle(str(beside)) == f"{copy}/{small.version}"
-    assert find_bundle(str(elsewhere)) == f"{copy}/{small.version}"
-    assert load_bundle(str(elsewhere)).version == small.version
-
-
-@pytest.mark.parametrize("content", ["", "../other", "a b", "x" * 5000, "\n/two\n/lines\n"])
-def test_a_pointer_file_that_names_no_place_is_told(tmp_path: Path, content: str) -> None:
-    (tmp_path / "shop").write_text(content)
-    with pytest.raises(ArtifactError, match="shop is damaged"):
-        find_bundle(str(tmp_path / "shop"))
-
-
 def test_what_is_searched_is_the_sum_of_content_and_collaborative(small: Small) -> None:
     vectors = load_bundle(small.path).vectors
 
@@ -91,25 +65,6 @@ def test_vectors_and_weights_are_mapped_so_that_processes_share_them(small: Smal
     for name in ("item_search", "item_content", "item_collaborative", "item_bias", "item_text"):
         assert f"{small.path}/{name}.npy" in mapped
     assert f"{small.path}/weights.safetensors" in mapped
-
-
-@pytest.mark.parametrize("uri", ["", "file://"])
-def test_versions_that_killed_runs_were_writing_go(small: Small, copy: Path, uri: str) -> None:
-    for name in ("20260101-000000-abc.writing-0123", "20260101-000001-abc", "mine"):
-        (copy / name).mkdir()
-        (copy / name / "weights.safetensors").write_bytes(b"half")
-    (copy / f"CURRENT.{'0' * 32}.tmp").write_bytes(b"2026")
-
-    remove_unfinished(f"{uri}{copy}")
-
-    assert {path.name for path in copy.iterdir()} == {"CURRENT", "mine", small.version}
-    remove_unfinished(f"{copy}/none")
-
-
-def test_version_tells_its_time_and_key(small: Small) -> None:
-    date, time, key = small.version.split("-")
-    assert (len(date), len(time), key) == (8, 6, "01234567")
-    assert (small.bundles / "CURRENT").read_text() == f"{small.version}\n"
 
 
 def test_same_inputs_give_the_same_files(small: Small, tmp_path: Path) -> None:
@@ -176,24 +131,6 @@ def test_a_file_that_makes_no_sense_is_an_artifact_error(
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="cannot be read"):
         load_bundle(str(copy))
-
-
-@pytest.mark.parametrize("content", ["", "../../etc", "20200101-000000-aaaaaaaa/.."])
-def test_damaged_current_is_an_artifact_error(copy: Path, content: str) -> None:
-    (copy / "CURRENT").write_text(content)
-    with pytest.raises(ArtifactError, match="CURRENT is damaged"):
-        load_bundle(str(copy))
-
-
-def test_current_that_names_no_bundle_is_an_artifact_error(copy: Path) -> None:
-    (copy / "CURRENT").write_text("20200101-000000-aaaaaaaa\n")
-    with pytest.raises(ArtifactError, match="no manifest"):
-        load_bundle(str(copy))
-
-
-def test_folder_without_a_bundle_is_an_artifact_error(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="holds no bundle"):
-        load_bundle(str(tmp_path / "nothing"))
 
 
 def test_dataset_is_no_bundle(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from mtrec import artifacts
 from mtrec.answers import RankUsers
-from mtrec.bundle import find_bundle, load_bundle
+from mtrec.bundle import load_bundle
 from mtrec.chain import run
 from mtrec.config import Config
 from mtrec.configfile import parse_config
@@ -28,6 +28,7 @@ from mtrec.recommender import Recommender
 from mtrec.revise import add_items
 from mtrec.serve.host import ModelHost
 from mtrec.serve.routes import Limits, create_fastapi
+from mtrec.versions import find_bundle
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.ray

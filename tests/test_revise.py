@@ -11,11 +11,12 @@ from small_bundle import GENRES, Small, make_small
 from typer.testing import CliRunner
 
 from mtrec import artifacts, storage
-from mtrec.bundle import find_bundle, load_bundle
+from mtrec.bundle import load_bundle
 from mtrec.cli import app
 from mtrec.errors import ArtifactError, DataError
 from mtrec.recommender import Recommender
 from mtrec.revise import add_items, remove_users
+from mtrec.versions import find_bundle
 
 NEW = [
     {"item_id": f"new-{at:02d}", "title": f"{GENRES[at % 3]} story number {at}", "price": at}

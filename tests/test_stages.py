@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from mtrec import artifacts, storage
-from mtrec.bundle import write_version
 from mtrec.chain import run
 from mtrec.config import Config
 from mtrec.errors import ArtifactError
 from mtrec.stages import STAGES
+from mtrec.versions import write_version
 
 pytestmark = pytest.mark.ray
 

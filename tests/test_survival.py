@@ -22,12 +22,12 @@ import pytest
 from processes import descendants
 
 from mtrec import artifacts
-from mtrec.bundle import find_bundle
 from mtrec.chain import run
 from mtrec.config import Config
 from mtrec.configfile import dump_config, parse_config
 from mtrec.data.sources import planted
 from mtrec.stages import STAGES
+from mtrec.versions import find_bundle
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

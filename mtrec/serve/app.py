@@ -34,7 +34,6 @@ from ray.serve.config import (
 from starlette.types import ASGIApp
 
 from mtrec import storage
-from mtrec.bundle import find_bundle
 from mtrec.config import ServeConfig
 from mtrec.errors import ConfigError, MtrecError
 from mtrec.query import Limits as QueryLimits
@@ -47,6 +46,7 @@ from mtrec.serve.ingress import check_nodes, chosen
 from mtrec.serve.routes import Limits, create_fastapi
 from mtrec.serve.security import RETRY_AFTER_S
 from mtrec.serve.telemetry import Telemetry
+from mtrec.versions import find_bundle
 
 APP_NAME = "mtrec"
 KEY_VARIABLE = "MTREC_API_KEY"
