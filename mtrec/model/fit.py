@@ -126,7 +126,7 @@ def start_state(config: Config, data: TrainingData, device: torch.device) -> Tra
         constants,
         squared={task.name for task in config.tasks if task.kind == "regression"},
     )
-    objective = JointObjective(model, config.tasks, config.model, balance).to(device)
+    objective = JointObjective(model, config.tasks, balance).to(device)
     return TrainState(
         objective=objective,
         wrapped=objective,

@@ -45,7 +45,7 @@ def retrieval_loss(
     """
     is_target_P = target_P > 1
     target_P, state_P = target_P[is_target_P], state_P[is_target_P]
-    logit_P = (user_SD[state_P] * vector_ND[target_P]).sum(-1) + bias_N[target_P]
+    logit_P = _target_logits(user_SD, vector_ND, bias_N, target_P, state_P)
     count_S = torch.bincount(state_P, minlength=len(user_SD)).to(user_SD.dtype)
     inputs = user_SD, vector_ND, bias_N, count_S, given_ST
     partition = _LogPartition.apply(*inputs)  # type: ignore[no-untyped-call]  # torch's stub
@@ -97,12 +97,14 @@ class _LogPartition(torch.autograd.Function):
 
 
 def sampled_retrieval_loss(
-    positive_P: Tensor,
-    negatives_SJ: Tensor,
+    user_SD: Tensor,
+    vector_ND: Tensor,
+    bias_N: Tensor,
     target_P: Tensor,
     state_P: Tensor,
     drawn_J: Tensor,
     log_expected_J: Tensor,
+    given_ST: Tensor | None = None,
 ) -> LossSum:
     """Sampled-softmax cross-entropy: the full softmax with its partition estimated from J draws.
 
@@ -112,17 +114,24 @@ def sampled_retrieval_loss(
     partition has no bias, and the loss tends to that of the full softmax as J grows.
 
     Args:
-        positive_P: float32, logits of the targets.
-        negatives_SJ: float32, logits of the drawn items; what cannot be a target must be -inf.
-        target_P: int64; targets 0 (padding) and 1 (unknown item) are left out.
-        state_P: (P,) int64, the row of logits that goes with each target.
+        user_SD: as for `retrieval_loss`, and so are all but these:
+        vector_ND: the catalogue; nothing of the size (S, N) is made.
+        bias_N: the catalogue's.
+        target_P: (P,) int64.
+        state_P: (P,) int64.
         drawn_J: int64, the drawn items, with repetitions.
         log_expected_J: float32, log(J q_j): how often each of them is drawn on average.
+        given_ST: (S, T) int64.
     """
-    negative_PJ = (negatives_SJ - log_expected_J)[state_P]
-    negative_PJ = negative_PJ.masked_fill(drawn_J == target_P[:, None], -torch.inf)
+    negatives_SJ = torch.addmm(bias_N[drawn_J], user_SD, vector_ND[drawn_J].T) - log_expected_J
+    if given_ST is not None:
+        negatives_SJ = negatives_SJ.masked_fill(_is_among(drawn_J, given_ST), -torch.inf)
+    is_target_P = target_P > 1
+    target_P, state_P = target_P[is_target_P], state_P[is_target_P]
+    positive_P = _target_logits(user_SD, vector_ND, bias_N, target_P, state_P)
+    negative_PJ = negatives_SJ[state_P].masked_fill(drawn_J == target_P[:, None], -torch.inf)
     partition_P = torch.logsumexp(torch.cat([positive_P[:, None], negative_PJ], dim=1), dim=1)
-    return _masked(partition_P - positive_P, target_P > 1)
+    return LossSum((partition_P - positive_P).sum(), is_target_P.sum().to(user_SD.dtype))
 
 
 def regression_loss(prediction_P: Tensor, label_P: Tensor) -> LossSum:
@@ -141,6 +150,20 @@ def binary_loss(logit_P: Tensor, label_P: Tensor) -> LossSum:
     labels = torch.where(valid, label_P, torch.zeros_like(label_P))
     losses = functional.binary_cross_entropy_with_logits(logit_P, labels, reduction="none")
     return _masked(losses, valid)
+
+
+def _target_logits(
+    user_SD: Tensor, vector_ND: Tensor, bias_N: Tensor, target_P: Tensor, state_P: Tensor
+) -> Tensor:
+    return (user_SD[state_P] * vector_ND[target_P]).sum(-1) + bias_N[target_P]
+
+
+def _is_among(item_J: Tensor, given_ST: Tensor) -> Tensor:
+    """Tell which items are among those of each row: (S, J) bool."""
+    sorted_ST = given_ST.sort(1).values
+    item_SJ = item_J.expand(len(given_ST), -1).contiguous()
+    place_SJ = torch.searchsorted(sorted_ST, item_SJ).clamp(max=given_ST.shape[1] - 1)
+    return sorted_ST.gather(1, place_SJ) == item_J
 
 
 def _masked(losses_P: Tensor, valid_P: Tensor) -> LossSum:

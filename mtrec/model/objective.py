@@ -22,7 +22,7 @@ from mtrec.model.losses import (
 from mtrec.model.network import Context, MultiTaskModel
 from mtrec.model.social import SocialBatch
 from mtrec.model.towers import FeatureInputs, ItemVectors
-from mtrec.modelconfig import ModelConfig, Task, label_tasks, social_task
+from mtrec.modelconfig import Task, label_tasks, social_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,6 @@ class JointObjective(nn.Module):
         self,
         model: MultiTaskModel,
         tasks: list[Task],
-        config: ModelConfig,
         balance: FixedBalance | UncertaintyBalance,
     ) -> None:
         super().__init__()
@@ -80,16 +79,18 @@ class JointObjective(nn.Module):
         self.ranking = label_tasks(tasks)
         self.social = social_task(tasks)
         self.sizes = model.ranking.sizes
-        self.has_order = config.history.kind == "sequence"
 
     def forward(self, batch: TrainingBatch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Give (sum, count) of each loss; see `losses`."""
+        """Give (sum, count) of each loss; see `losses`.
+
+        A batch with `held_out` is of sets, one without of sequences.
+        """
         noise = self.model.noise
         vectors = self.model.encode_items(batch.items, batch.trained)
         item_BT = batch.history["item"]
         row_P, time_P = torch.nonzero(item_BT > 1, as_tuple=True)
         target_P = item_BT[row_P, time_P]
-        if self.has_order:
+        if HELD_OUT not in batch.history:
             noise.rows = batch.rows
             states = self.model.encode_history(batch.history, batch.users, vectors, row_P, time_P)
             users, user_SD, given_ST = states, states.vector, None
@@ -163,17 +164,15 @@ class JointObjective(nn.Module):
         bias_N[:2] = -torch.inf
         if negatives is None:
             return retrieval_loss(user_SD, item_ND, bias_N, target_P, state_P, given_ST)
-        drawn = negatives.item
-        closed_bias = bias_N
-        if given_ST is not None:
-            closed_bias = bias_N.repeat(len(user_SD), 1).scatter(1, given_ST, -torch.inf)
         return sampled_retrieval_loss(
-            (user_SD[state_P] * item_ND[target_P]).sum(-1) + bias_N[target_P],
-            user_SD @ item_ND[drawn].T + closed_bias[..., drawn],
+            user_SD,
+            item_ND,
+            bias_N,
             target_P,
             state_P,
-            drawn,
+            negatives.item,
             negatives.log_expected,
+            given_ST,
         )
 
 

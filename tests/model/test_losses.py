@@ -92,21 +92,23 @@ def test_retrieval_gradients_agree_with_finite_differences(monkeypatch, block_by
     assert total(*inputs).item() == pytest.approx(-shares.sum().item(), rel=1e-12)
 
 
-def _sampled(logits, target, drawn, q) -> LossSum:
+def _sampled(logits, target, drawn, q, given=None) -> LossSum:
+    """Give the sampled loss of logits as they are, see `_full`."""
     states = torch.arange(len(target))
     expected = (q[drawn] * len(drawn)).log()
-    positive = logits[states, target]
-    return sampled_retrieval_loss(positive, logits[:, drawn], target, states, drawn, expected)
+    users, nothing = torch.eye(len(logits)), torch.zeros(logits.shape[1])
+    return sampled_retrieval_loss(users, logits.T, nothing, target, states, drawn, expected, given)
 
 
-def test_drawing_every_item_once_gives_the_full_softmax() -> None:
+@pytest.mark.parametrize("has_given", [False, True])
+def test_drawing_every_item_once_gives_the_full_softmax(has_given: bool) -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 7)
     target = torch.tensor([2, 6, 1, 4])
-    full = _full(logits, target)
-    logits[:, :2] = -torch.inf
+    given = torch.tensor([[5, 3, 0], [0, 0, 0], [2, 3, 4], [2, 0, 6]]) if has_given else None
+    full = _full(logits, target, given=given)
     # The target itself is drawn too and must not count twice.
-    found = _sampled(logits, target, torch.arange(2, 7), torch.full((7,), 1 / 5))
+    found = _sampled(logits, target, torch.arange(2, 7), torch.full((7,), 1 / 5), given)
     assert found.total.item() == pytest.approx(full.total.item(), rel=1e-6)
     assert found.count.item() == 3.0
 

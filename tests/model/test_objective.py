@@ -20,7 +20,6 @@ def parts(any_config, sizes, make_data):
     objective = JointObjective(
         build_model(config.model, config.tasks, sizes),
         config.tasks,
-        config.model,
         FixedBalance({}, {}),
     )
     with torch.no_grad():
@@ -57,7 +56,7 @@ def test_the_retrieval_loss_equals_a_loop_over_events(parts) -> None:
     states = model.encode_history(batch.history, batch.users, vectors, *torch.nonzero(targets).T)
     for number, (row, time) in enumerate(torch.nonzero(targets).tolist()):
         user, target = states.vector[number], items[row, time] - 2
-        known = [] if objective.has_order else items[row][~targets[row]]
+        known = [] if "held_out" not in batch.history else items[row][~targets[row]]
         known = [int(item) - 2 for item in known if item > 1]
         logits = (vectors.content + vectors.collaborative)[2:] @ user + vectors.bias[2:]
         logits[known] = -torch.inf
@@ -125,7 +124,7 @@ def test_sampled_losses_equal_a_loop_over_targets(parts) -> None:
     expected = 0.0
     for number, (row, time) in enumerate(torch.nonzero(targets).tolist()):
         target = int(items[row, time])
-        known = [] if objective.has_order else items[row][~targets[row]].tolist()
+        known = [] if "held_out" not in batch.history else items[row][~targets[row]].tolist()
         logits = vectors.fused @ states.vector[number] + vectors.bias
         rest = [
             logits[item] - minus
@@ -142,7 +141,6 @@ def test_without_ranking_tasks_the_retrieval_loss_is_the_same(parts, any_config)
     alone = JointObjective(
         objective.model,
         [task for task in any_config.tasks if task.kind == "retrieval"],
-        any_config.model,
         FixedBalance({}, {}),
     ).eval()
     whole, found = objective(batch), alone(batch)
@@ -157,7 +155,7 @@ def test_whatever_may_change_takes_part_in_some_loss(parts, any_config, kept) ->
     full, batch, _ = parts
     tasks = [task for task in any_config.tasks if kept is None or task.kind in kept]
     model = build_model(any_config.model, tasks, full.sizes)
-    objective = JointObjective(model, tasks, any_config.model, FixedBalance({}, {}))
+    objective = JointObjective(model, tasks, FixedBalance({}, {}))
 
     torch.stack([total for total, _ in objective(batch).values()]).sum().backward()
 
