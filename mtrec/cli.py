@@ -254,7 +254,7 @@ def _announce(url: str) -> None:
 def config_check(config: ConfigOption, overrides: SetOption = None) -> None:
     """Check a configuration without running anything."""
     load_config(config, overrides or [])
-    print(f"{config}: ok")
+    print(f"{config}: ok; `mtrec doctor -c {config}` also looks for its data")
 
 
 @config_app.command("show")
