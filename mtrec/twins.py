@@ -30,13 +30,22 @@ from mtrec.twins_page import render_twins
 
 logger = logging.getLogger("mtrec.twins")
 
+_TERMS = {
+    "item_item": ("retrieval",),
+    "ials": ("retrieval",),
+    "factors": ("regression", "binary"),
+}
+"""Terms of `model` that are fitted beside the network, and the kinds of tasks that have them."""
+
 
 def twin_config(config: Config, task: Task) -> Config:
     """Give the run in which this task alone has a loss, in a folder of its own below the run's.
 
     Everything else stays: data, seed, network, budget. Its own validation figure picks the epoch.
-    Tasks without a loss are not blended into its lists either: they predict nothing.
+    Tasks without a loss are not blended into its lists either: they predict nothing. Terms that are
+    fitted beside the network, and that this task's predictions do not have, are not fitted.
     """
+    idle = [term for term, kinds in _TERMS.items() if task.kind not in kinds]
     places = {
         name: storage.join(place, "twins", task.name)
         for name in ("workdir", "storage")
@@ -51,6 +60,7 @@ def twin_config(config: Config, task: Task) -> Config:
         update={
             "run": config.run.model_copy(update=places),
             "tasks": silent,
+            "model": config.model.model_copy(update=dict.fromkeys(idle)),
             "train": config.train.model_copy(update={"monitor": monitor}),
             "score": config.score.model_copy(update={"weights": {}}),
         }

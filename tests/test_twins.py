@@ -13,6 +13,7 @@ from mtrec.config import Config
 from mtrec.configfile import load_config, parse_config
 from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import ConfigError
+from mtrec.modelconfig import FactorsTerm, IalsTerm, ItemItemTerm
 
 
 def test_a_twin_is_the_same_run_in_which_one_task_alone_has_a_loss() -> None:
@@ -27,6 +28,21 @@ def test_a_twin_is_the_same_run_in_which_one_task_alone_has_a_loss() -> None:
         assert getattr(twin, section) == getattr(config, section)
     assert twin.train == config.train.model_copy(update={"monitor": "stars/rmse"})
     assert twin.run.seed == config.run.seed
+
+
+def test_a_twin_is_not_given_terms_that_its_task_has_no_use_for() -> None:
+    from mtrec.twins import twin_config
+
+    config = small_config()
+    model = config.model.model_copy(
+        update={"item_item": ItemItemTerm(), "ials": IalsTerm(), "factors": FactorsTerm(column="x")}
+    )
+    config = config.model_copy(update={"model": model})
+    twins = {task.name: twin_config(config, task).model for task in config.tasks}
+
+    assert twins["click"] == model.model_copy(update={"factors": None})
+    for name in ("stars", "like"):
+        assert twins[name] == model.model_copy(update={"item_item": None, "ials": None})
 
 
 @pytest.mark.parametrize(
