@@ -33,6 +33,7 @@ logger = logging.getLogger("mtrec.twins")
 _TERMS = {
     "item_item": ("retrieval",),
     "ials": ("retrieval",),
+    "recency": ("retrieval",),
     "factors": ("regression", "binary"),
 }
 """Terms of `model` that are fitted beside the network, and the kinds of tasks that have them."""

@@ -83,7 +83,7 @@ def write_version(
     with artifacts.write_artifact(target, kind=KIND, key=key, parents=parents) as writer:
         system, inner = storage.filesystem(writer.path)
         local = storage.is_local(writer.path)
-        # The user store is built in memory maps: for a URI in a local folder first.
+        # What is in memory maps cannot be filled in at a URI: there, in a local folder first.
         with nullcontext(inner) if local else tempfile.TemporaryDirectory() as folder:
             fill(folder)
             if not local:

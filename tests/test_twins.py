@@ -13,7 +13,7 @@ from mtrec.config import Config
 from mtrec.configfile import load_config, parse_config
 from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import ConfigError
-from mtrec.modelconfig import FactorsTerm, IalsTerm, ItemItemTerm
+from mtrec.modelconfig import FactorsTerm, IalsTerm, ItemItemTerm, RecencyTerm
 
 
 def test_a_twin_is_the_same_run_in_which_one_task_alone_has_a_loss() -> None:
@@ -34,15 +34,15 @@ def test_a_twin_is_not_given_terms_that_its_task_has_no_use_for() -> None:
     from mtrec.twins import twin_config
 
     config = small_config()
-    model = config.model.model_copy(
-        update={"item_item": ItemItemTerm(), "ials": IalsTerm(), "factors": FactorsTerm(column="x")}
-    )
+    of_lists = {"item_item": ItemItemTerm(), "ials": IalsTerm(), "recency": RecencyTerm()}
+    terms = {**of_lists, "factors": FactorsTerm(column="x")}
+    model = config.model.model_copy(update=terms)
     config = config.model_copy(update={"model": model})
     twins = {task.name: twin_config(config, task).model for task in config.tasks}
 
     assert twins["click"] == model.model_copy(update={"factors": None})
     for name in ("stars", "like"):
-        assert twins[name] == model.model_copy(update={"item_item": None, "ials": None})
+        assert twins[name] == model.model_copy(update=dict.fromkeys(of_lists))
 
 
 @pytest.mark.parametrize(

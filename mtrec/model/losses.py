@@ -114,14 +114,14 @@ def sampled_retrieval_loss(
     partition has no bias, and the loss tends to that of the full softmax as J grows.
 
     Args:
-        user_SD: as for `retrieval_loss`, and so are all but these:
-        vector_ND: the catalogue; nothing of the size (S, N) is made.
-        bias_N: the catalogue's.
-        target_P: (P,) int64.
-        state_P: (P,) int64.
+        user_SD: as for `retrieval_loss`.
+        vector_ND: as there; nothing of the size (S, N) is made.
+        bias_N: as there.
+        target_P: as there.
+        state_P: as there.
         drawn_J: int64, the drawn items, with repetitions.
         log_expected_J: float32, log(J q_j): how often each of them is drawn on average.
-        given_ST: (S, T) int64.
+        given_ST: as there.
     """
     negatives_SJ = torch.addmm(bias_N[drawn_J], user_SD, vector_ND[drawn_J].T) - log_expected_J
     if given_ST is not None:
