@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mtrec import metrics
+from mtrec import intervals, metrics
 from mtrec.comparison import differences_json
 from mtrec.config import Config
 from mtrec.data.histories import SPLITS
@@ -121,9 +121,9 @@ def compare(
     """
     cold = {user: value for fold in unseen for user, value in fold.items()}
     users = sorted(cold)
-    drawn = metrics.bootstrap(
+    drawn = intervals.bootstrap(
         {
-            name: metrics.mean_over_users(np.array([values[user] for user in users]))
+            name: intervals.mean_over_users(np.array([values[user] for user in users]))
             for name, values in (("cold", cold), (TRAINED_ON, seen))
         },
         num_users=len(users),

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrec import metrics
-from mtrec.metrics import Difference, Figure, Floats, Interval, Relevance, Statistic
+from mtrec import intervals, metrics
+from mtrec.intervals import Difference, Figure, Interval, Statistic
+from mtrec.metrics import Floats, Relevance
 
 MODEL = "model"
 """Name of the model among the methods."""
@@ -85,11 +86,11 @@ def compare_lists(
             values[f"diversity@{k}"] = metrics.diversity(ranked, items.content)
         for metric, per_user in values.items():
             names[f"{method}/{metric}"] = (method, metric)
-            statistics[f"{method}/{metric}"] = metrics.mean_over_users(per_user[users])
+            statistics[f"{method}/{metric}"] = intervals.mean_over_users(per_user[users])
         share = metrics.coverage(ranked[users], relevance.num_items - 2)
         # No interval: drawing users with replacement shows fewer of them, which lowers coverage.
         coverages[method][f"coverage@{k}"] = Figure(share, np.full(draws.samples, np.nan))
-    drawn = metrics.bootstrap(
+    drawn = intervals.bootstrap(
         statistics, num_users=len(users), samples=draws.samples, seed=draws.seed
     )
     figures: Figures = {method: {} for method in lists}
@@ -102,9 +103,9 @@ def compare_predictions(predictions: Mapping[str, Floats], rows: Rows, draws: Dr
     """Measure every method's predictions (P,) of the same rows; users are what is drawn anew."""
     known, user = np.unique(rows.user, return_inverse=True)
     functions = row_metrics(rows.kind)
-    drawn = metrics.bootstrap(
+    drawn = intervals.bootstrap(
         {
-            f"{method}/{metric}": metrics.over_rows(function, user, rows.truth, prediction)
+            f"{method}/{metric}": intervals.over_rows(function, user, rows.truth, prediction)
             for method, prediction in predictions.items()
             for metric, function in functions.items()
         },

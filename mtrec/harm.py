@@ -16,7 +16,8 @@ from mtrec.data.histories import Histories
 from mtrec.data.links import Links
 from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import ConfigError, GateError
-from mtrec.metrics import LOWER_IS_BETTER, Figure
+from mtrec.intervals import Figure
+from mtrec.metrics import LOWER_IS_BETTER
 from mtrec.modelconfig import Task
 from mtrec.report import Answers, describe_protocol, measure
 

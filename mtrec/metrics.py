@@ -1,30 +1,27 @@
-"""Metrics of ranked lists and of predictions, and bootstrap intervals over users. NumPy only.
+"""Metrics of ranked lists and of predictions. NumPy only.
 
 Ranking metrics take binary relevance and give one value per user, NaN for users without a relevant
 item; the figure is the mean over the others. Metrics of predictions take row weights, so that the
-same function gives the figure and, with users drawn anew, its bootstrap distribution. Nothing here
-reads files or knows a model; `baselines.py` tunes by these figures, `evaluate.py` reports them.
+same function gives the figure and, with users drawn anew, the distribution that `intervals.py`
+makes an interval of. Nothing here reads files or knows a model; `baselines.py` tunes by these
+figures, `evaluate.py` reports them.
 
 Shapes: U users, K length of a list, P rows (user, item), S bootstrap samples.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Statistic = Callable[[Floats], Floats]
-"""From how often each user counts (S, U) to the figure of each sample (S,)."""
 
 NUM_BINS = 15
 """Bins of the expected calibration error."""
 THRESHOLD = 0.5
 """Probabilities from here on count as a predicted 1."""
 _EPSILON = 1e-7
-_BLOCK = 1 << 22
 
 
 # ---- ranked lists -------------------------------------------------------------------------------
@@ -87,7 +84,7 @@ def recall(hits: NDArray[np.bool_], count: NDArray[np.int64]) -> Floats:
 
     The denominator is |R|, not min(|R|, K), so K < |R| bounds it below 1. NaN if |R| = 0.
     """
-    return _divide(hits.sum(1), count)
+    return divide(hits.sum(1), count)
 
 
 def precision(hits: NDArray[np.bool_], count: NDArray[np.int64]) -> Floats:
@@ -125,7 +122,7 @@ def average_precision(hits: NDArray[np.bool_], count: NDArray[np.int64]) -> Floa
     """
     places = np.arange(1, hits.shape[1] + 1)
     total = (hits * np.cumsum(hits, axis=1) / places).sum(1)
-    return _divide(total, np.minimum(count, hits.shape[1]))
+    return divide(total, np.minimum(count, hits.shape[1]))
 
 
 def ranking_metrics(hits: NDArray[np.bool_], count: NDArray[np.int64]) -> dict[str, Floats]:
@@ -171,7 +168,7 @@ def novelty(ranked: NDArray[np.int32], train_count: NDArray[np.int64]) -> Floats
     total = max(int(train_count.sum()), 1)
     bits = -np.log2(np.maximum(train_count, 1) / total)
     filled = ranked >= 2
-    return _divide((bits[ranked] * filled).sum(1), filled.sum(1))
+    return divide((bits[ranked] * filled).sum(1), filled.sum(1))
 
 
 def diversity(ranked: NDArray[np.int32], content: NDArray[np.floating]) -> Floats:
@@ -193,7 +190,7 @@ def diversity(ranked: NDArray[np.int32], content: NDArray[np.floating]) -> Float
     n = ((norm[:, 0] > 0)[place] & (ranked >= 2)).sum(1).astype(np.float64)
     total = np.stack([unit[row].sum(0) for row in place]) if len(place) else unit[:0]
     same = (total**2).sum(1) - n
-    return np.where(n >= 2, 1.0 - _divide(same, n * (n - 1)), np.nan)
+    return np.where(n >= 2, 1.0 - divide(same, n * (n - 1)), np.nan)
 
 
 # ---- predictions --------------------------------------------------------------------------------
@@ -235,7 +232,7 @@ def auc(label: Floats, score: Floats, weights: Floats | None = None) -> Floats:
     negative = np.add.reduceat(counted * (1.0 - label[order]), starts, axis=-1)
     below = np.cumsum(negative, axis=-1) - 0.5 * negative
     pairs = positive.sum(-1) * negative.sum(-1)
-    return _divide((positive * below).sum(-1), pairs)
+    return divide((positive * below).sum(-1), pairs)
 
 
 def logloss(label: Floats, probability: Floats, weights: Floats | None = None) -> Floats:
@@ -263,7 +260,7 @@ def ece(label: Floats, probability: Floats, weights: Floats | None = None) -> Fl
     inside = np.eye(NUM_BINS)[calibration_bins(probability)]
     # n_b |mean label - mean probability| = |sum of (label - probability)|, so n_b cancels.
     gaps = np.abs(weights @ (inside * (label - probability)[:, None]))
-    return _divide(gaps.sum(-1), weights.sum(-1))
+    return divide(gaps.sum(-1), weights.sum(-1))
 
 
 def accuracy(label: Floats, probability: Floats, weights: Floats | None = None) -> Floats:
@@ -274,20 +271,20 @@ def accuracy(label: Floats, probability: Floats, weights: Floats | None = None) 
 def precision_binary(label: Floats, probability: Floats, weights: Floats | None = None) -> Floats:
     """Give the share of predicted ones (p >= 0.5) that are ones; NaN if none is predicted."""
     weights, chosen = _ones(label, weights), probability >= THRESHOLD
-    return _divide(weights @ (chosen * label), weights @ chosen.astype(np.float64))
+    return divide(weights @ (chosen * label), weights @ chosen.astype(np.float64))
 
 
 def recall_binary(label: Floats, probability: Floats, weights: Floats | None = None) -> Floats:
     """Give the share of ones that are predicted (p >= 0.5); NaN if there is no one."""
     weights, chosen = _ones(label, weights), probability >= THRESHOLD
-    return _divide(weights @ (chosen * label), weights @ label)
+    return divide(weights @ (chosen * label), weights @ label)
 
 
 def f1_binary(label: Floats, probability: Floats, weights: Floats | None = None) -> Floats:
     """Give 2 TP / (2 TP + FP + FN) at 0.5; NaN if there is no one, neither true nor predicted."""
     weights, chosen = _ones(label, weights), probability >= THRESHOLD
     both = weights @ label + weights @ chosen.astype(np.float64)
-    return _divide(2.0 * (weights @ (chosen * label)), both)
+    return divide(2.0 * (weights @ (chosen * label)), both)
 
 
 RowMetric = Callable[[Floats, Floats, Floats | None], Floats]
@@ -305,137 +302,16 @@ LOWER_IS_BETTER = frozenset({"rmse", "mae", "mse", "logloss", "ece"})
 """Metrics whose smaller values are better; all others are better when larger."""
 
 
-# ---- bootstrap ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A figure with the bounds of its percentile interval; NaN where undefined."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """How far one method's figure is from another's, on the same users.
-
-    Attributes:
-        absolute: a - b with its interval.
-        relative: a / b - 1 with its interval; NaN where b is 0.
-    """
-
-    absolute: Interval
-    relative: Interval
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A metric on the users as they are, and on each bootstrap sample of them.
-
-    Attributes:
-        value: the metric with every user counted once; NaN where undefined.
-        drawn: (S,), the metric on each sample.
-    """
-
-    value: float
-    drawn: Floats
-
-    def interval(self, level: float = 0.95) -> Interval:
-        """Give the percentile interval (Efron & Tibshirani 1993, chapter 13)."""
-        defined = self.drawn[np.isfinite(self.drawn)]
-        if not np.isfinite(self.value) or len(defined) == 0:
-            return Interval(self.value, np.nan, np.nan)
-        low, high = np.percentile(defined, (50.0 * (1.0 - level), 50.0 * (1.0 + level)))
-        return Interval(self.value, float(low), float(high))
-
-    def minus(self, other: "Figure") -> Difference:
-        """Give how far this figure is from another that was drawn with the same users."""
-        gap, drawn = self.value - other.value, self.drawn - other.drawn
-        relative = Figure(
-            float(_divide(np.array(gap), np.array(other.value))), _divide(drawn, other.drawn)
-        )
-        return Difference(Figure(gap, drawn).interval(), relative.interval())
-
-
-def bootstrap(
-    statistics: Mapping[str, Statistic], *, num_users: int, samples: int, seed: int, rows: int = 0
-) -> dict[str, Figure]:
-    """Draw users anew, with replacement, to see how far figures depend on who was measured.
-
-    Rows of one user hang together, so users, not rows, are drawn. Every statistic sees the same
-    draws: that pairs them, and `Figure.minus` gives the interval of a difference, draw by draw.
-
-    Args:
-        statistics: name -> statistic over the same U users.
-        num_users: U; with 0 every figure is NaN.
-        samples: S.
-        seed: decides the draws; nothing else does.
-        rows: rows that a statistic spreads the weights over, if any, to bound the memory.
-    """
-    if num_users == 0:
-        return {name: Figure(np.nan, np.full(samples, np.nan)) for name in statistics}
-    everyone = np.ones((1, num_users))
-    drawn = {name: np.empty(samples) for name in statistics}
-    step = max(1, _BLOCK // max(num_users, rows))
-    for start in range(0, samples, step):
-        weights = np.empty((min(step, samples - start), num_users))
-        for row in range(len(weights)):
-            # A generator for each sample: the block size does not change the draws.
-            user = np.random.default_rng([seed, start + row]).integers(0, num_users, num_users)
-            weights[row] = np.bincount(user, minlength=num_users)
-        for name, statistic in statistics.items():
-            drawn[name][start : start + len(weights)] = statistic(weights)
-    return {name: Figure(float(f(everyone)[0]), drawn[name]) for name, f in statistics.items()}
-
-
-def mean_over_users(values: Floats) -> Statistic:
-    """Make the statistic of per-user values (U,): their mean over users where it is defined."""
-    defined = np.isfinite(values)
-    filled, counted = np.where(defined, values, 0.0), defined.astype(np.float64)
-    return lambda weights: _divide(weights @ filled, weights @ counted)
-
-
-def over_rows(
-    metric: RowMetric, user: NDArray[np.int64], truth: Floats, prediction: Floats
-) -> Statistic:
-    """Make the statistic of a row metric: each row counts as often as its user is drawn.
-
-    Args:
-        metric: one of `REGRESSION_METRICS` or `BINARY_METRICS`.
-        user: (P,), position of each row's user among those that are drawn.
-        truth: (P,) float64.
-        prediction: (P,) float64.
-    """
-    return lambda weights: metric(truth, prediction, weights[:, user])
-
-
-def wilson(count: int, of: int, *, level: float = 0.95) -> Interval:
-    """Give a share with its score interval (Wilson 1927); NaN without trials.
-
-    (p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n), z the normal quantile: right for
-    shares near 1 too, where the bootstrap of a share that is 1 has no width.
-    """
-    if of == 0:
-        return Interval(np.nan, np.nan, np.nan)
-    share, z = count / of, NormalDist().inv_cdf(0.5 + level / 2.0)
-    middle = share + z * z / (2 * of)
-    reach = z * np.sqrt(share * (1.0 - share) / of + z * z / (4 * of * of))
-    low, high = (middle - reach) / (1 + z * z / of), (middle + reach) / (1 + z * z / of)
-    return Interval(share, max(0.0, float(low)), min(1.0, float(high)))
-
-
 def _ones(rows: Floats, weights: Floats | None) -> Floats:
     return np.ones(len(rows)) if weights is None else weights
 
 
 def _mean(values: NDArray[np.generic], weights: Floats | None) -> Floats:
     weights = np.ones(len(values)) if weights is None else weights
-    return _divide(weights @ values.astype(np.float64), weights.sum(-1))
+    return divide(weights @ values.astype(np.float64), weights.sum(-1))
 
 
-def _divide(a: NDArray[np.generic], b: NDArray[np.generic]) -> Floats:
+def divide(a: NDArray[np.generic], b: NDArray[np.generic]) -> Floats:
     """Divide, NaN where the divisor is 0."""
     top, bottom = np.asarray(a, np.float64), np.asarray(b, np.float64)
     quotient = np.full(np.broadcast(top, bottom).shape, np.nan)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mtrec.catalogue import NUM_SPECIAL
 from mtrec.comparison import Tree
 from mtrec.data.histories import Histories, last_windows
-from mtrec.metrics import wilson
+from mtrec.intervals import wilson
 from mtrec.recommender import Recommender
 
 CANDIDATES = 1000

@@ -19,7 +19,8 @@ from mtrec.config import Candidates, Config
 from mtrec.data.histories import SPLITS, Histories
 from mtrec.data.links import Links
 from mtrec.friends import friend_relevance
-from mtrec.metrics import LOWER_IS_BETTER, Figure, Floats, Relevance
+from mtrec.intervals import Figure
+from mtrec.metrics import LOWER_IS_BETTER, Floats, Relevance
 from mtrec.modelconfig import BinaryTask, RegressionTask, SocialTask, label_tasks
 
 

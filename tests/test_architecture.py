@@ -26,6 +26,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
             "userstore",
             "rerank",
             "metrics",
+            "intervals",
             "itemitem",
             "friends",
             "factors",

@@ -7,7 +7,8 @@ import pytest
 
 from mtrec import comparison
 from mtrec.comparison import MODEL, Draws, ItemFacts, Rows
-from mtrec.metrics import Figure, Relevance
+from mtrec.intervals import Figure
+from mtrec.metrics import Relevance
 
 DRAWS = Draws(samples=200, seed=0)
 
