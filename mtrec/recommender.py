@@ -109,6 +109,8 @@ class Recommender(ArrayRecommender):
         Raises:
             RequestError: a request is wrong; in a batch its field starts with its number.
         """
+        if isinstance(requests, Mapping):
+            raise RequestError("expected a list of requests, found one: recommend([request])")
         queries = []
         for at, request in enumerate(requests):
             try:

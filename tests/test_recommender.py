@@ -646,3 +646,9 @@ def test_limits_of_the_caller_replace_those_of_the_bundle(small: Small) -> None:
         strict.recommend([{"k": 3}])
     with pytest.raises(RequestError, match="at most 1"):
         strict.recommend([{"history": [{"item_id": "item-01"}] * 2}])
+
+
+def test_one_request_without_a_list_is_told_how_to_ask(small: Small) -> None:
+    recommender = Recommender.load(small.path)
+    with pytest.raises(RequestError, match=r"found one: recommend\(\[request\]\)"):
+        recommender.recommend({"user_id": "u1", "k": 3})
