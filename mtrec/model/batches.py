@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrec.config import Config
+from mtrec.config import Config, SampledSoftmax
 from mtrec.data.histories import HELD_OUT, Histories, history_batch, last_windows
 from mtrec.data.windows import Windows, cut_windows, global_batches, hold_out
 from mtrec.model.network import ModelSizes
@@ -81,6 +81,29 @@ class TrainingData:
     social: SocialData | None = None
 
 
+class NegativeSampler:
+    """Draws items that a step's retrieval targets are told from, for the sampled softmax."""
+
+    def __init__(self, softmax: SampledSoftmax, train: Histories, num_items: int) -> None:
+        # One more than an item was met: none is never told from others.
+        weight_N = np.bincount(train.item_index, minlength=num_items) + 1.0
+        if softmax.distribution == "uniform":
+            weight_N[:] = 1.0
+        weight_N[:2] = 0.0
+        self._below_N = np.cumsum(weight_N)
+        self._expected_N = weight_N * (softmax.num_negatives / self._below_N[-1])
+        self._num_drawn = softmax.num_negatives
+
+    def draw(self, rng: np.random.Generator, device: torch.device) -> Negatives:
+        """Draw with repetitions."""
+        place_J = rng.random(self._num_drawn) * self._below_N[-1]
+        item_J = np.searchsorted(self._below_N, place_J, side="right")
+        expected_J = self._expected_N[item_J].astype(np.float32)
+        return Negatives(
+            torch.from_numpy(item_J).to(device), torch.from_numpy(expected_J).log().to(device)
+        )
+
+
 def epoch_batches(
     config: Config, data: TrainingData, epoch: int, *, rank: int, num_workers: int
 ) -> Iterator[TrainingBatch]:
@@ -90,6 +113,9 @@ def epoch_batches(
     device = data.trained.device
     steps = math.ceil(len(windows) / config.train.batch_size)
     links = _links_of_steps(config, data, epoch, steps)
+    softmax, sampler = config.train.softmax, None
+    if softmax.kind == "sampled":
+        sampler = NegativeSampler(softmax, data.train, data.sizes.num_items)
     for number, batch in enumerate(
         global_batches(windows, config.train.batch_size, num_workers, rng)
     ):
@@ -105,7 +131,10 @@ def epoch_batches(
             mine,
             rows=rows,
             trained_N=trained_N,
-            negatives=draw_negatives(config, data, epoch, number),
+            # The same on every worker.
+            negatives=None
+            if sampler is None
+            else sampler.draw(np.random.default_rng([config.run.seed, 4, epoch, number]), device),
             social=make_social_batch(
                 config, data, links[number], rank=rank, num_workers=num_workers
             ),
@@ -211,22 +240,3 @@ def make_social_batch(
         counts=tensor(graph.counts(graph.links[asking], graph.items[asking], people)),
         log_p=tensor(log_p.astype(np.float32)),
     )
-
-
-def draw_negatives(config: Config, data: TrainingData, epoch: int, number: int) -> Negatives | None:
-    """Draw what a step's targets are told from; the same on every worker. None: the catalogue."""
-    softmax = config.train.softmax
-    if softmax.kind == "full":
-        return None
-    seed = np.random.default_rng([config.run.seed, 4, epoch, number]).integers(2**62)
-    generator = torch.Generator().manual_seed(int(seed))
-    size, device = data.sizes.num_items, data.trained.device
-    # One more than an item was met: none is never told from others.
-    weight = np.bincount(data.train.item_index, minlength=size) + 1.0
-    if softmax.distribution == "uniform":
-        weight[:] = 1.0
-    weight[:2] = 0.0
-    q_N = torch.from_numpy(weight / weight.sum())
-    drawn = torch.multinomial(q_N, softmax.num_negatives, replacement=True, generator=generator)
-    expected = q_N[drawn] * softmax.num_negatives
-    return Negatives(drawn.to(device), expected.log().float().to(device))

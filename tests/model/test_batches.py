@@ -1,11 +1,13 @@
 """Batches: the same plan on every worker, another one each epoch."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from mtrec.config import SampledSoftmax
-from mtrec.model.batches import draw_negatives, epoch_batches, make_social_batch
+from mtrec.model.batches import epoch_batches, make_social_batch
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "popularity"])
@@ -15,7 +17,11 @@ def test_drawn_negatives_follow_their_distribution(config, make_data, distributi
     drawing = config.model_copy(
         update={"train": config.train.model_copy(update={"softmax": softmax})}
     )
-    first, again, other = (draw_negatives(drawing, data, 0, number) for number in (0, 0, 1))
+    first, other = (
+        batch.negatives
+        for batch in itertools.islice(epoch_batches(drawing, data, 0, rank=0, num_workers=1), 2)
+    )
+    again = next(epoch_batches(drawing, data, 0, rank=1, num_workers=2)).negatives
     assert torch.equal(first.item, again.item)
     assert not torch.equal(first.item, other.item)
     found = np.bincount(first.item.numpy(), minlength=22) / 20_000
