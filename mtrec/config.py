@@ -131,7 +131,7 @@ class TrainConfig(Section):
     is learned of each task's noise (Kendall et al. 2018)."""
     softmax: Softmax = FullSoftmax()
     """What a retrieval target is told from: the whole catalogue, or sampled items, for catalogues
-    whose logits do not fit into memory."""
+    whose logits do not fit into memory; then a step also encodes only the items that it reads."""
     patience: int = Field(10, ge=1)
     """Stop after so many epochs without a better validation value."""
     refit: Literal["no", "validation"] = "no"

@@ -147,9 +147,11 @@ class MultiTaskModel(nn.Module):
         self.start = nn.Parameter(torch.zeros(users.dim))
         self.noise = bind_noise(self)
 
-    def encode_items(self, items: FeatureInputs, trained_N: Tensor) -> ItemVectors:
+    def encode_items(
+        self, items: FeatureInputs, trained_N: Tensor, used: Tensor | None = None
+    ) -> ItemVectors:
         """Give the vectors of the whole catalogue; see `ItemTower.forward`."""
-        vectors: ItemVectors = self.items(items, trained_N)
+        vectors: ItemVectors = self.items(items, trained_N, used)
         return vectors
 
     def encode_history(

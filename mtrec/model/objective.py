@@ -86,7 +86,7 @@ class JointObjective(nn.Module):
         A batch with `held_out` is of sets, one without of sequences.
         """
         noise = self.model.noise
-        vectors = self.model.encode_items(batch.items, batch.trained)
+        vectors = self.model.encode_items(batch.items, batch.trained, _used_items(batch))
         item_BT = batch.history["item"]
         row_P, time_P = torch.nonzero(item_BT > 1, as_tuple=True)
         target_P = item_BT[row_P, time_P]
@@ -174,6 +174,15 @@ class JointObjective(nn.Module):
             negatives.log_expected,
             given_ST,
         )
+
+
+def _used_items(batch: TrainingBatch) -> Tensor | None:
+    """Give the items whose vectors a step reads, each once; None: the whole catalogue's."""
+    if batch.negatives is None:
+        return None
+    histories = [batch.history] if batch.social is None else [batch.history, batch.social.history]
+    met = [history["item"].flatten() for history in histories]
+    return torch.cat([*met, batch.negatives.item]).unique()
 
 
 def context_at(

@@ -200,19 +200,27 @@ class ItemTower(nn.Module):
         nn.init.normal_(self.collaborative.weight, std=0.02)
         nn.init.zeros_(self.bias.weight)
 
-    def forward(self, items: FeatureInputs, trained_N: Tensor) -> ItemVectors:
+    def forward(
+        self, items: FeatureInputs, trained_N: Tensor, used: Tensor | None = None
+    ) -> ItemVectors:
         """Give the vectors of all items.
 
         Args:
             items: inputs of the N items, in the order of the vocabulary.
             trained_N: (N,) float32, m_i: 1 where the collaborative row and the bias count, 0 for
                 items without training events or whose row is dropped in this step.
+            used: int64, distinct items beyond which nobody reads content: it is zeros there.
         """
         known = torch.ones_like(trained_N)
         known[:2] = 0.0  # padding and unknown
         mask = (trained_N * known)[:, None]
+        if used is None:
+            content = self.content(items)
+        else:
+            content = trained_N.new_zeros(len(trained_N), self.content.dim)
+            content = content.index_copy(0, used, self.content(items.rows(used)))
         return ItemVectors(
-            content=self.content(items) * known[:, None],
+            content=content * known[:, None],
             collaborative=self.collaborative.weight * mask,
             bias=(self.bias.weight * mask)[:, 0],
         )

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from mtrec.data.windows import Windows, hold_out
 from mtrec.model.balance import FixedBalance
-from mtrec.model.batches import make_batch
+from mtrec.model.batches import epoch_batches, make_batch
 from mtrec.model.network import build_model
 from mtrec.model.objective import JointObjective, Negatives
 
@@ -165,3 +165,32 @@ def test_whatever_may_change_takes_part_in_some_loss(parts, any_config, kept) ->
         if parameter.requires_grad and parameter.grad is None
     ]
     assert idle == []
+
+
+def test_items_that_a_step_does_not_use_are_not_encoded(any_config, make_data, befriend) -> None:
+    config, data = befriend(any_config, make_data()[0])
+    objective = JointObjective(
+        build_model(config.model, config.tasks, data.sizes), config.tasks, FixedBalance({}, {})
+    ).eval()
+    whole = next(epoch_batches(config, data, 0, rank=0, num_workers=1))
+    # As if only these windows had events, so that the links' users have items that windows lack.
+    whole.history["item"][1:] = 0
+    sampled = replace(whole, negatives=Negatives(torch.tensor([3, 9, 9]), torch.zeros(3)))
+    encoded = []
+    objective.model.items.content.register_forward_pre_hook(
+        lambda _, inputs: encoded.append(len(inputs[0].numbers))
+    )
+
+    found = []
+    for batch in (whole, sampled):
+        objective.zero_grad()
+        sums = objective(batch)
+        torch.stack([sums[name][0] for name in ("stars", "like", "friends")]).sum().backward()
+        gradients = [p.grad.clone() for p in objective.model.items.content.parameters()]
+        found.append([sums["stars"][0], sums["like"][0], sums["friends"][0], *gradients])
+
+    torch.testing.assert_close(found[1], found[0])
+    used = {*whole.history["item"].flatten().tolist(), 3, 9}
+    used |= set(whole.social.history["item"].flatten().tolist())
+    assert encoded == [data.sizes.num_items, len(used)]
+    assert len(used) < data.sizes.num_items
