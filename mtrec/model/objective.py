@@ -182,7 +182,8 @@ def _used_items(batch: TrainingBatch) -> Tensor | None:
         return None
     histories = [batch.history] if batch.social is None else [batch.history, batch.social.history]
     met = [history["item"].flatten() for history in histories]
-    return torch.cat([*met, batch.negatives.item]).unique()
+    used: Tensor = torch.unique(torch.cat([*met, batch.negatives.item]))
+    return used
 
 
 def context_at(
