@@ -13,7 +13,9 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Outliers(Section):
@@ -225,7 +227,7 @@ class LeaveLastOutSplit(Section):
 
 class RandomSplit(Section):
     method: Literal["random"]
-    """Each event is drawn by a hash of the seed, its user and its item."""
+    """Each event is drawn by a hash of the seed, its user, item and time."""
     validation: Fraction = 0.1
     """Share of events for validation."""
     test: Fraction = 0.1
@@ -283,8 +285,8 @@ class GlobalTimeSplit(Section):
 
 class KFoldSplit(Section):
     method: Literal["k_fold"]
-    """Cross-validation: events are drawn into folds by a hash of the seed, user and item; each
-    fold is the test split of a run of its own, and the report gives means and deviations."""
+    """Cross-validation: events are drawn into folds by a hash of the seed, user, item and time;
+    each fold is the test split of a run of its own, and the report gives means and deviations."""
     folds: int = Field(5, ge=2, le=100)
     """Number of folds."""
     fold: int | None = Field(None, ge=0)

@@ -35,6 +35,8 @@ _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _NOT_FINITE = r"(?i)^[+-]?(nan|inf|infinity)$"
 _WHOLE = r"^[+-]?[0-9]+$"
+# What the model can hold; some write the largest float64 where a value is missing.
+_LARGEST = float(np.finfo(np.float32).max)
 
 Problems = list[tuple[NDArray[np.bool_], str]]
 """For each kind of problem the rows (N,) that have it, and what to call it."""
@@ -112,6 +114,15 @@ def cast_id(
     return text, pa.array(integer), problems
 
 
+def are_integers(ids: pa.ChunkedArray) -> bool:
+    """Tell whether ids are 64-bit integers, each written as Arrow writes it."""
+    try:
+        written = pc.cast(pc.cast(ids, pa.int64()), pa.string())
+    except pa.ArrowInvalid:
+        return False
+    return bool(pc.all(pc.equal(written, ids), min_count=0).as_py())
+
+
 def _as_integers(text: pa.Array, usable: NDArray[np.bool_]) -> tuple[pa.Array, Problems]:
     """Write whole numbers in one way: no plus sign, no leading zeros."""
     trimmed = pc.utf8_trim_whitespace(text)
@@ -144,7 +155,7 @@ def cast_time(values: pa.Array, latest: tuple[float, str]) -> tuple[pa.Array, Pr
         seconds, problems = _cast_number(values)
         parsed = pa.nulls(len(values), pa.float64())
         if _is_text(kind):
-            parsed = _parse_iso(values, _any(problems, len(values)))
+            parsed = _parse_iso(_as_text(values)[0], _any(problems, len(values)))
         known = is_true(pc.is_valid(parsed))
         seconds = pc.coalesce(seconds, parsed)
         problems = [(mask & ~known, text.replace("a number", "a time")) for mask, text in problems]
@@ -171,9 +182,9 @@ def _seconds(values: pa.Array) -> pa.Array:
 
 
 def _parse_iso(values: pa.Array, rows: NDArray[np.bool_]) -> pa.Array:
-    """Parse ISO 8601 in the rows given; without an offset the time is UTC."""
+    """Parse ISO 8601 in those of the rows given that hold text; without an offset in UTC."""
     seconds: list[float | None] = [None] * len(values)
-    for row in np.flatnonzero(rows).tolist():
+    for row in np.flatnonzero(rows & is_true(pc.is_valid(values))).tolist():
         try:
             moment = datetime.fromisoformat(values[row].as_py().strip())
         except ValueError:
@@ -191,7 +202,7 @@ def cast_split(values: pa.Array) -> tuple[pa.Array, Problems]:
 
 
 def _cast_number(values: pa.Array) -> tuple[pa.Array, Problems]:
-    """Give finite float64; empty cells become null."""
+    """Give float64 that float32 can hold; empty cells become null."""
     kind = values.type
     if _is_text(kind):
         text, undecodable = _as_text(values)
@@ -211,8 +222,9 @@ def _cast_number(values: pa.Array) -> tuple[pa.Array, Problems]:
     else:
         return _nothing(values, pa.float64(), problem=f"is {_name(kind)}, expected a number")
     not_finite = infinite | is_true(pc.invert(pc.is_finite(numbers)))
-    problems.append((not_finite, NOT_FINITE))
-    return _where(~not_finite, numbers, pa.float64()), problems
+    too_large = is_true(pc.greater(pc.abs(numbers), _LARGEST)) & ~not_finite
+    problems += [(not_finite, NOT_FINITE), (too_large, "is too large")]
+    return _where(~(not_finite | too_large), numbers, pa.float64()), problems
 
 
 def _cast_text(values: pa.Array) -> tuple[pa.Array, Problems]:
@@ -245,15 +257,15 @@ def _cast_text(values: pa.Array) -> tuple[pa.Array, Problems]:
 def _cast_categories(values: pa.Array, separator: str) -> tuple[pa.Array, Problems]:
     """Give lists of text, parts trimmed, empty parts left out; a missing cell is an empty list."""
     kind = values.type
+    problems: Problems = []
     if _is_list(kind):
         given = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
-        flat, problems = _cast_text(values.flatten())
+        flat, inner = _cast_text(values.flatten())
     elif _is_text(kind) or pa.types.is_null(kind):
         text, problems = _cast_text(values)
         lists = pc.split_pattern(text, separator)
         given = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
         flat, inner = _cast_text(pc.utf8_trim_whitespace(lists.flatten()))
-        problems = inner
     else:
         empty = pa.array([[]] * len(values), pa.list_(pa.string()))
         wrong = is_true(pc.is_valid(values))
@@ -263,12 +275,11 @@ def _cast_categories(values: pa.Array, separator: str) -> tuple[pa.Array, Proble
     offsets = np.zeros(len(values) + 1, np.int32)
     np.cumsum(np.bincount(owner[kept], minlength=len(values)), out=offsets[1:])
     result = pa.ListArray.from_arrays(pa.array(offsets), flat.filter(pa.array(kept)))
-    by_row: Problems = []
-    for mask, text_ in problems:
+    for mask, name in inner:
         rows = np.zeros(len(values), bool)
         rows[owner[mask]] = True
-        by_row.append((rows, text_))
-    return result, by_row
+        problems.append((rows, name))
+    return result, problems
 
 
 def join_texts(parts: Iterable[str]) -> str:

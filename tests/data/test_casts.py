@@ -153,6 +153,13 @@ def test_arrow_times_become_seconds(unit):
     assert valid.column("timestamp").to_pylist() == [881250949.0]
 
 
+def test_times_in_bytes_are_read_and_what_does_not_decode_is_set_aside():
+    times = pa.array([b"2024-01-01T00:00:00", b"\xff", b"1704067201", None], pa.binary())
+    valid, reasons = outcome(events(timestamp=times), timestamp="timestamp")
+    assert valid.column("timestamp").to_pylist() == [1704067200.0, 1704067201.0]
+    assert reasons == ["timestamp is not UTF-8 text", "timestamp is missing"]
+
+
 def test_a_split_that_is_none_is_set_aside():
     table = events(split=["train", "valid", "test", ""])
     valid, reasons = outcome(table, split="split")
@@ -164,6 +171,12 @@ def test_categories_are_split_trimmed_and_never_empty():
     cells = pa.array(["Air | Drama", "", None, "|Solo|"])
     checked = items({"kind": "categories"}, cells)
     assert checked.valid.column("genres").to_pylist() == [["Air", "Drama"], [], [], ["Solo"]]
+
+
+def test_categories_in_bytes_that_do_not_decode_are_set_aside():
+    checked = items({"kind": "categories"}, pa.array([b"a|b", b"\xff|c", None], pa.binary()))
+    assert checked.valid.column("genres").to_pylist() == [["a", "b"], []]
+    assert checked.rejected.column("_reason").to_pylist() == ["genres is not UTF-8 text"]
 
 
 def test_lists_of_categories_need_no_separator():

@@ -193,6 +193,7 @@ CSV = [
     rating("infinite", "inf", FINITE),
     rating("infinite below", "-Infinity", FINITE),
     rating("beyond float64", "1e999", FINITE),
+    rating("beyond float32", "-3.5e38", "rating is too large"),
     rating("below", "0", "rating is below 1"),
     rating("above", "5.0001", "rating is above 5"),
     rating("missing", "", kept(rating=None)),
