@@ -10,9 +10,10 @@ import codecs
 import fnmatch
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -81,21 +82,9 @@ def input_files(config: Table, root: str) -> list[tuple[str, str, int, float]]:
     name = config.path
     absolute = "://" in name or name.startswith("/")
     full = name if absolute or root in ("", ".") else storage.join(root, name)
-    system, inner = storage.filesystem(full)
     prefix = full.split("://")[0] + "://" if "://" in full else ""  # for what is shown
-    pattern = any(sign in inner for sign in "*?[")
-    if pattern:
-        depth = next(n for n, part in enumerate(inner.split("/")) if any(c in part for c in "*?["))
-        base = "/".join(inner.split("/")[:depth])
-        infos = [info for info in _walk(system, base) if _matches(info.path, inner)]
-        if not _is_hidden(inner[len(base) :]):
-            infos = [info for info in infos if not _is_hidden(info.path[len(base) :])]
-    else:
-        info = system.get_file_info(inner)
-        if info.type == fs.FileType.File:
-            infos = [info]
-        else:
-            infos = [i for i in _walk(system, inner) if not _is_hidden(i.path[len(inner) :])]
+    with explained(full):
+        infos, pattern = _find_files(full)
     if not infos:
         what = "matches no file" if pattern else "is not there, or holds no file"
         raise DataError(
@@ -132,11 +121,28 @@ def plan(config: Table, root: str) -> list[Piece]:
     for number, (path, name, _, _) in enumerate(input_files(config, root)):
         kind = _format(path, config.format)
         piece = Piece(path, name, kind, number)
-        try:
+        with explained(f"{name} as {kind}"):
             pieces += _plan_file(piece, config)
-        except (OSError, pa.ArrowException) as error:
-            _unreadable(piece, error)
     return pieces
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn what reading input raises in the body into an error with the remedy.
+
+    Raises:
+        DataError: in the place of what Arrow and the storage raise.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        remedy = "check the file, or name its format in data.*.format"
+        if isinstance(error, PermissionError):
+            remedy = "let the user that runs mtrec read it, on every node"
+        elif storage.is_remote_failure(error):
+            remedy = "look at the network, the endpoint and the credentials (AWS_* variables)"
+        told = " ".join(str(error).split())
+        raise DataError(f"cannot read {what}: {told}\n{remedy}") from error
 
 
 def _plan_file(piece: Piece, config: Table) -> list[Piece]:
@@ -160,7 +166,7 @@ def read(piece: Piece, config: Table) -> Iterator[pa.Table]:
     Raises:
         DataError: the file cannot be read to its end.
     """
-    try:
+    with explained(f"{piece.name} as {piece.format}"):
         match piece.format:
             case "csv":
                 yield from _read_csv(piece, config)
@@ -168,8 +174,6 @@ def read(piece: Piece, config: Table) -> Iterator[pa.Table]:
                 yield from _read_jsonl(piece, config)
             case "parquet":
                 yield from _read_parquet(piece, config)
-    except (OSError, pa.ArrowException) as error:
-        _unreadable(piece, error)
 
 
 # ---- lines --------------------------------------------------------------------------------------
@@ -480,15 +484,6 @@ def _open(piece: Piece) -> Any:
     return system.open_input_stream(inner)
 
 
-def _unreadable(piece: Piece, error: Exception) -> NoReturn:
-    if storage.is_remote_failure(error):
-        raise error
-    raise DataError(
-        f"cannot read {piece.name} as {piece.format}: {' '.join(str(error).split())}\n"
-        "check the file, or name its format in data.*.format"
-    ) from error
-
-
 def _require(config: Table, name: str, found: list[str]) -> None:
     """Check that a file has the columns that the configuration reads, once each."""
     wanted = _source_columns(config)
@@ -516,6 +511,24 @@ def _format(path: str, declared: str) -> Format:
     return "jsonl" if name.endswith((".jsonl", ".ndjson", ".json")) else "csv"
 
 
+def _find_files(full: str) -> tuple[list[fs.FileInfo], bool]:
+    """Give the files that a path means, and whether it is a pattern: what exists is none."""
+    system, inner = storage.filesystem(full)
+    info = system.get_file_info(inner)
+    if info.type == fs.FileType.File:
+        return [info], False
+    if info.type == fs.FileType.NotFound and any(sign in inner for sign in "*?["):
+        depth = next(n for n, part in enumerate(inner.split("/")) if any(c in part for c in "*?["))
+        base = "/".join(inner.split("/")[:depth])
+        infos = [
+            info for info in _walk(system, base) if _matches(info.path.split("/"), inner.split("/"))
+        ]
+        if not _is_hidden(inner[len(base) :]):
+            infos = [info for info in infos if not _is_hidden(info.path[len(base) :])]
+        return infos, True
+    return [info for info in _walk(system, inner) if not _is_hidden(info.path[len(inner) :])], False
+
+
 def _walk(system: fs.FileSystem, base: str) -> list[fs.FileInfo]:
     selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
     try:
@@ -529,9 +542,11 @@ def _is_hidden(path: str) -> bool:
     return any(part.startswith((".", "_")) for part in path.split("/"))
 
 
-def _matches(path: str, pattern: str) -> bool:
-    """Match part by part, so that `*` stays within a folder; `**` matches any depth."""
-    if "**" in pattern:
-        return fnmatch.fnmatchcase(path, pattern.replace("**/", "*"))
-    parts, patterns = path.split("/"), pattern.split("/")
-    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Match part by part, so that `*` stays within a folder; `**` is any number of folders."""
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return any(_matches(parts[n:], patterns[1:]) for n in range(len(parts) + 1))
+    here = bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0])
+    return here and _matches(parts[1:], patterns[1:])

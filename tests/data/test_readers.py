@@ -292,7 +292,40 @@ def test_folders_and_globs_name_several_files(tmp_path):
     assert names("**/1.csv") == ["a/1.csv", "b/1.csv"]
     assert names("a/*") == ["a/1.csv", "a/2.csv"]
     assert names("a/_*") == ["a/_SUCCESS", "a/_temporary.csv"]
+    write(tmp_path, HEADER, "a/old_1.csv")
+    write(tmp_path, HEADER, "1.csv")
+    assert names("**/1.csv") == ["1.csv", "a/1.csv", "b/1.csv"]
+    assert names("a/**/1.csv") == ["a/1.csv"]
+    assert names("b/**") == ["b/1.csv"]
     assert names("a/2.csv") == ["a/2.csv"]
+
+
+def test_a_path_that_is_there_is_no_pattern(tmp_path):
+    (tmp_path / "of [2024]").mkdir()
+    write(tmp_path, HEADER, "of [2024]/x.csv")
+    for path in ("of [2024]", "of [2024]/x.csv"):
+        (file,) = readers.input_files(table_config(path), str(tmp_path))
+        assert file[0] == str(tmp_path / "of [2024]/x.csv")
+
+
+def test_input_that_may_not_be_read_is_named_with_the_remedy(tmp_path, monkeypatch):
+    path = write(tmp_path, HEADER, "x.csv")
+
+    def refuse(piece):
+        raise PermissionError(13, "Permission denied", piece.path)
+
+    monkeypatch.setattr(readers, "_open", refuse)
+    with pytest.raises(DataError, match=r"cannot read .*x.csv as csv: .*denied.*\nlet the user"):
+        readers.plan(table_config(path), ".")
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("When listing objects: AWS Error ACCESS_DENIED")
+
+    monkeypatch.setattr(readers, "_walk", refuse)
+    with pytest.raises(DataError, match=r"cannot read .*: .*DENIED\nlook at the network"):
+        readers.plan(table_config(tmp_path), ".")
 
 
 @pytest.mark.parametrize("path", ["absent.csv", "*.parquet", "folder"])
