@@ -55,7 +55,11 @@ class Accounts:
 
         Raises:
             AssertionError: the counts do not add up.
+            DataError: too many rows were set aside, those of a split's gap not counted.
         """
+        # Again, with what was set aside only after all rows had been read, such as outliers.
+        told = Counter({name: count for name, count in reasons.items() if name != splits.IN_GAP})
+        self.check_fraction(table, read, told)
         rejected = reasons.total()
         splits.assert_counts_add_up(read, kept, rejected, duplicates, table)
         self.report["tables"][table] = {
@@ -81,7 +85,7 @@ class Accounts:
         }
 
     def check_fraction(
-        self, table: str, read: int, reasons: Counter[str], rejected: Iterable[pa.Table]
+        self, table: str, read: int, reasons: Counter[str], rejected: Iterable[pa.Table] = ()
     ) -> None:
         """Check that not too many rows are set aside.
 
@@ -89,10 +93,10 @@ class Accounts:
             table: its name.
             read: rows in all.
             reasons: of those that are set aside.
-            rejected: these rows, for examples; read only if they are too many.
+            rejected: such rows, for examples; read only if they are too many.
 
         Raises:
-            DataError: they are; the message lists the reasons with an example of each.
+            DataError: they are; the message lists the reasons, with an example where there is one.
         """
         most = self._config.data.quality.max_rejected_fraction
         if reasons.total() <= most * read:
@@ -100,9 +104,10 @@ class Accounts:
         examples: dict[str, str] = {}
         for batch in rejected:
             for row in batch.select([SOURCE, ROW, REASON]).to_pylist():
-                examples.setdefault(row[REASON], f"{row[SOURCE]}: {row[ROW]}".strip())
+                example = f"{row[SOURCE]}: {row[ROW]}".strip()[:_EXAMPLE_LENGTH]
+                examples.setdefault(row[REASON], f"; for example {example!r}")
         lines = [
-            f"  {count:>9,}  {reason}; for example {examples[reason][:_EXAMPLE_LENGTH]!r}"
+            f"  {count:>9,}  {reason}{examples.get(reason, '')}"
             for reason, count in reasons.most_common(_REASONS_SHOWN)
         ]
         more = len(reasons) - len(lines)

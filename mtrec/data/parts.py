@@ -171,7 +171,7 @@ def order_part(
             table = table.append_column(name, time_part(time, column))
     names = ["user_id", "item_id", *(["timestamp"] if has_time else []), *columns, PLACE]
     ordered = table.select(names).append_column("split", pa.array(split))
-    rejected = set_aside(ordered, {"timestamp is in the gap before validation or test": in_gap})
+    rejected = set_aside(ordered, {splits.IN_GAP: in_gap})
     ordered = ordered.filter(pa.array(~in_gap)) if in_gap.any() else ordered
     tally = _tally(ordered, config, duplicates=int(duplicate.sum()), integer_ids=integers)
     tally.rejected.update(rejected.column(REASON).to_pylist())

@@ -27,6 +27,7 @@ from mtrec.artifacts import Manifest
 from mtrec.config import Config
 from mtrec.data import contract, readers, splits
 from mtrec.data.accounts import Accounts
+from mtrec.data.casts import are_integers
 from mtrec.data.clean import Bounds, merge_summaries, outlier_bounds
 from mtrec.data.contract import Table
 from mtrec.data.dataset import write_table
@@ -75,7 +76,10 @@ def input_fingerprint(config: Config) -> list[str]:
         files = readers.input_files(table_config, root)
         small = sum(size for _, _, size, _ in files) <= HASHED_INPUT_BYTES
         for path, _, size, changed in files:
-            content = storage.hash_file(path)[0] if small else f"{size} bytes, changed {changed}"
+            with readers.explained(path):
+                content = (
+                    storage.hash_file(path)[0] if small else f"{size} bytes, changed {changed}"
+                )
             found.append(f"{table}: {os.path.basename(path)}: {content}")
     return found
 
@@ -329,8 +333,10 @@ class _Preparation:
         times = [t.train_time_range for t in tallies if t.train_time_range is not None]
         integers = [tally.integer_ids for tally in tallies]
         id_types = {
-            name: "int64" if all(flags[name] for flags in integers) else "string"
-            for name in ("user_id", "item_id")
+            name: "int64"
+            if all(flags[name] for flags in integers) and are_integers(table.column(name))
+            else "string"
+            for name, table in (("user_id", users), ("item_id", items))
         }
         self.report["id_types"] = id_types
         return fit_transform(

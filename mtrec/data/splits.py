@@ -18,6 +18,8 @@ from mtrec.data.clean import encode
 from mtrec.data.histories import SPLITS
 
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
+IN_GAP = "timestamp is in the gap before validation or test"
+"""Why an event is set aside that is in no split."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 

@@ -13,6 +13,7 @@ from mtrec.configfile import parse_config
 from mtrec.data import accounts as module
 from mtrec.data.accounts import Accounts
 from mtrec.data.readers import PLACES_PER_FILE
+from mtrec.data.splits import IN_GAP
 from mtrec.errors import DataError
 
 
@@ -42,6 +43,18 @@ def test_counts_that_do_not_add_up_stop_the_run(tmp_path: Path) -> None:
     assert accounts.report["tables"]["items"]["rejected"] == 1
     with pytest.raises(AssertionError, match="users: read 5 rows"):
         accounts.count("users", read=5, kept=3, duplicates=1, reasons=Counter())
+
+
+def test_what_is_set_aside_after_reading_counts_against_the_limit_but_not_the_gap(
+    tmp_path: Path,
+) -> None:
+    accounts = make(tmp_path, max_rejected_fraction=0.2)
+    gap = Counter({IN_GAP: 7, "price is an outlier": 2})
+    accounts.count("interactions", read=10, kept=1, duplicates=0, reasons=gap)
+    many = Counter({"price is an outlier": 3})
+    with pytest.raises(DataError, match=r"items: 3 of 10 .*\(30.0%\)") as caught:
+        accounts.count("items", read=10, kept=7, duplicates=0, reasons=many)
+    assert str(caught.value).splitlines()[1].strip() == "3  price is an outlier"
 
 
 def test_rejects_are_written_in_files_of_bounded_size_in_order(

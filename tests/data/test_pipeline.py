@@ -233,6 +233,23 @@ def test_outliers_of_interactions_and_items_are_set_aside_clipped_and_counted(tr
     assert transform.event_scaling["rating"][0] == pytest.approx(np.mean(training))
 
 
+@pytest.mark.parametrize(("cold", "kind"), [("107", "int64"), ("B1", "string"), ("007", "string")])
+def test_ids_are_integers_only_if_those_of_the_items_table_are(tree, tmp_path, cold, kind):
+    """Parquet says that all ids of events are integers; a cold item says otherwise, or not."""
+    root = Path(tree["data"]["root"])
+    events = pd.read_csv(root / "interactions.csv")
+    for name in ("item_id", "user_id"):
+        events[name] = events[name].str[1:].astype("int64")
+    events.to_parquet(root / "events.parquet")
+    tree["data"]["interactions"]["path"] = "events.parquet"
+    tree["data"]["users"] = None
+    items = pd.read_csv(root / "items.csv", dtype=str)
+    items["item_id"] = items["item_id"].str[1:].astype(int).astype(str)
+    items.loc[len(items)] = [cold, *items.iloc[0, 1:]]
+    items.to_csv(root / "items.csv", index=False)
+    assert run(tree, tmp_path / "out")[1]["id_types"] == {"user_id": "int64", "item_id": kind}
+
+
 def test_too_many_bad_rows_stop_the_run_with_a_table_of_reasons(tree, tmp_path):
     append(tree, "interactions", b"u00000,nothing,3,1\n" * 80 + b"u00000,i00001,six,1\n" * 9)
     with pytest.raises(DataError) as caught:
