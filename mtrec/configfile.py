@@ -91,7 +91,7 @@ class _Loader(yaml.SafeLoader):
     """YAML as its version 1.2 has it, where PyYAML stayed with 1.1.
 
     A key that comes twice is refused. Only `true` and `false` are booleans: `train.refit: no` means
-    the word.
+    the word. Numbers are decimal, `010` is ten; a date such as `2024-01-01` is a word.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -106,18 +106,34 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would read as something else than the word."""
+
+
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, words) for tag, words in known if tag != "tag:yaml.org,2002:bool"]
+    first: [(tag, words) for tag, words in known if tag.endswith((":merge", ":null"))]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF")
-)
+for _kind, _words, _first in (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", "[-+]?[0-9]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_words})$"), list(_first)
+        )
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 
 
 def dump_config(config: Config) -> str:
     """Write a configuration as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    tree = config.model_dump(mode="json")
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -332,3 +332,42 @@ def test_what_cannot_work_is_said_before_anything_runs(
     node[last] = value
     with pytest.raises(ConfigError, match=message):
         parse_config(config)
+
+
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        ("2024-01-01", "2024-01-01"),
+        ("2024-01-01T00:00:00Z", "2024-01-01T00:00:00Z"),
+        ("12:30", "12:30"),
+    ],
+)
+def test_dates_and_times_are_words(tmp_path: Path, words: str, read: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tree()))
+    config = load_config(path, [f"data.interactions.path={words}"])
+    assert config.data.interactions.path == read
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize("words", ["010", "1e1", "+10."])
+def test_numbers_are_decimal(tmp_path: Path, words: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tree()))
+    assert load_config(path, [f"train.clip_norm={words}"]).train.clip_norm == 10.0
+
+
+@pytest.mark.parametrize("word", ["010", "1e3", "2024-01-01", "no", "0x1f", "~", "1_0"])
+def test_words_that_look_like_something_else_load_back(tmp_path: Path, word: str) -> None:
+    config = parse_config(tree(run={"workdir": word}))
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "run.yaml") == config
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf"])
+def test_numbers_are_finite(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tree()))
+    with pytest.raises(ConfigError, match=r"train\.learning_rate.*finite"):
+        load_config(path, [f"train.learning_rate={number}"])
