@@ -12,7 +12,7 @@ from mtrec import artifacts, storage
 from mtrec.config import Config
 from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import ConfigError
-from mtrec.runlock import hold_workdir
+from mtrec.runlock import hold_folder
 from mtrec.runlog import event
 from mtrec.stages import STAGES, Chain, Outcome, Paths, explained
 
@@ -44,10 +44,13 @@ def run(
         ArtifactError: an artifact is damaged, a stage that was left out has not been run, another
             run has the workdir, or the storage fails.
     """
-    chosen = tuple(stages) if stages is not None else STAGES
-    for stage in chosen:
+    wanted = STAGES if stages is None else stages
+    for stage in wanted:
         if stage not in STAGES:
             raise ConfigError(f'unknown stage "{stage}"; the stages are {", ".join(STAGES)}')
+    chosen = tuple(stage for stage in STAGES if stage in wanted)
+    if not chosen:
+        raise ConfigError(f"no stage to run; the stages are {', '.join(STAGES)}")
     if twins:
         from mtrec.harm import twinned_tasks
 
@@ -56,10 +59,10 @@ def run(
         twinned_tasks(config)
     split = config.data.split
     if isinstance(split, KFoldSplit) and split.fold is None:
-        with hold_workdir(config.run.workdir):
+        with hold_folder(config.run.workdir):
             return _run_folds(config, address, chosen, split.folds)
     chain = Chain(config, address)
-    with hold_workdir(config.run.workdir) as check_lock:
+    with hold_folder(config.run.workdir) as check_lock:
         chain.write_config()
         chain.tidy()
         for stage in STAGES:

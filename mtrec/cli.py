@@ -307,12 +307,13 @@ def bundle_remove_users(
     from mtrec.revise import remove_users
 
     try:
-        lines = users.read_text(encoding="utf-8").splitlines()
+        # Ids are kept byte by byte: only line ends go, of whichever system.
+        lines = users.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {users}: {error}\nexpected one user id a line") from error
-    done = remove_users(path, [line.strip() for line in lines if line.strip()])
+    done = remove_users(path, [line for line in lines if line.strip()])
     if done.left:
-        print(f"{len(done.left)} users are not in the bundle, such as {done.left[0]}")
+        print(f"{len(done.left)} users are not in the bundle, such as {done.left[0]!r}")
     _print_revised(done.version, f"{done.changed} users removed")
 
 

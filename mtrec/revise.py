@@ -9,8 +9,8 @@ training; of users who go, nothing but their share in averages and weights is le
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -32,6 +32,7 @@ from mtrec.dataconfig import ItemsTable
 from mtrec.errors import ArtifactError, DataError
 from mtrec.localcopy import local_files
 from mtrec.model.loading import feature_inputs
+from mtrec.runlock import hold_folder
 from mtrec.text.encoder import build_encoder
 from mtrec.text.templates import render_rows
 from mtrec.userstore import copy_without
@@ -74,9 +75,11 @@ def add_items(path: str, file: str) -> Revised:
         DataError: a row does not fit, or the bundle knows nothing of items but their ids. Nothing
             is written.
     """
-    with storage.explained("read the bundle", path):
-        place = find_bundle(path)
-    bundle = load_bundle(place)
+    with _newest(path) as bundle:
+        return _add_items(bundle, file)
+
+
+def _add_items(bundle: Bundle, file: str) -> Revised:
     new, known = _read_items(bundle, file)
     if not new.num_rows:
         return Revised(None, 0, known)
@@ -114,9 +117,11 @@ def remove_users(path: str, user_ids: Sequence[str]) -> Revised:
     Raises:
         ArtifactError: there is no bundle.
     """
-    with storage.explained("read the bundle", path):
-        place = find_bundle(path)
-    bundle = load_bundle(place)
+    with _newest(path) as bundle:
+        return _remove_users(bundle, user_ids)
+
+
+def _remove_users(bundle: Bundle, user_ids: Sequence[str]) -> Revised:
     wanted = list(dict.fromkeys(user_ids))
     found = bundle.users.find(wanted)
     absent = [user for user, at in zip(wanted, found.tolist(), strict=True) if at < 0]
@@ -131,6 +136,23 @@ def remove_users(path: str, user_ids: Sequence[str]) -> Revised:
         shutil.rmtree(f"{users}.before")
 
     return Revised(_write(bundle, fill, "remove-users", sorted(wanted)), len(gone), absent)
+
+
+@contextmanager
+def _newest(path: str) -> Iterator[Bundle]:
+    """Load the bundle that a path means; meanwhile nobody else changes one beside it.
+
+    Of two changes at once each would be made of the version before, and one would be lost.
+
+    Raises:
+        ArtifactError: there is no bundle, or somebody else is changing one.
+    """
+    with storage.explained("read the bundle", path):
+        bundles = storage.parent(find_bundle(path))
+    with hold_folder(bundles):
+        with storage.explained("read the bundle", path):
+            bundle = load_bundle(find_bundle(path))
+        yield bundle
 
 
 # ---- reading ------------------------------------------------------------------------------------

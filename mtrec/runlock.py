@@ -35,8 +35,8 @@ _released: set[str] = set()
 
 
 @contextmanager
-def hold_workdir(workdir: str) -> Iterator[Callable[[], None]]:
-    """Keep other runs out of a workdir for the length of the body.
+def hold_folder(workdir: str) -> Iterator[Callable[[], None]]:
+    """Keep others out of a folder, a run's workdir or its bundles, for the length of the body.
 
     Yields a function that raises if the lock was lost (to a URI only: nobody could renew it for
     `STALE_S`, and another run took it); to be called before each piece of work.

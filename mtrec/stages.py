@@ -8,15 +8,17 @@ one stage redoes what depends on it, and nothing else.
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from mtrec import artifacts, storage
+from mtrec.artifacts import Manifest
 from mtrec.config import Config
 from mtrec.configfile import dump_config
 from mtrec.errors import ArtifactError, MtrecError
 from mtrec.modelconfig import label_tasks, social_task
+from mtrec.runlock import hold_folder
 from mtrec.runlog import event
 from mtrec.versions import find_bundle, remove_unfinished
 
@@ -120,7 +122,10 @@ class Chain:
     def tidy(self) -> None:
         """Remove what killed runs left that belongs to no stage's artifact."""
         storage.remove_abandoned(self.paths.workdir)
-        remove_unfinished(self.paths.bundles)
+        if storage.exists(self.paths.bundles):
+            # Unless somebody changes a bundle at this moment.
+            with suppress(ArtifactError), hold_folder(self.paths.bundles):
+                remove_unfinished(self.paths.bundles)
 
     def walk(self, stage: str, wanted: bool = True) -> None:
         """Take a stage: do it, or see that it is done; one that is not wanted must be done."""
@@ -130,7 +135,8 @@ class Chain:
         from mtrec.data.pipeline import input_fingerprint, prepare
 
         config = self.config
-        labels = [(task.name, task.label) for task in label_tasks(config.tasks)]
+        # What `prepare` makes labels of, and what it checks them by.
+        labels = [task.model_dump(exclude={"weight"}) for task in label_tasks(config.tasks)]
         text = config.text
         key = storage.hash_values(
             "prepare",
@@ -150,7 +156,7 @@ class Chain:
         )
 
     def _embed(self, wanted: bool) -> None:
-        from mtrec.text.embed import embed
+        from mtrec.text.embed import embed, has_shards
 
         parents = {"dataset": self.ids["dataset"]}
         key = storage.hash_values("embed", self._section("text"), parents)
@@ -167,6 +173,8 @@ class Chain:
                 key=key,
                 parents=parents,
             ),
+            # The store may be another folder by now, or have lost a shard.
+            is_whole=lambda made: has_shards(self.config.text, self.paths.embeddings, made),
         )
 
     def _train(self, wanted: bool) -> None:
@@ -185,6 +193,13 @@ class Chain:
         def work() -> None:
             from mtrec.train import train
 
+            before = artifacts.find_manifest(current())
+            if before is not None and "bundle" in before.parents:
+                logger.warning(
+                    "%s was changed after training, by add-items or remove-users: the new version "
+                    "comes from the dataset, which does not know of it; run these again",
+                    current(),
+                )
             train(
                 config,
                 dataset=self.paths.dataset,
@@ -317,6 +332,7 @@ class Chain:
         path: str | Callable[[], str],
         key: str,
         work: Callable[[], object],
+        is_whole: Callable[[Manifest], bool] = lambda _: True,
     ) -> None:
         """Do a stage unless its artifact is whole and has the key; remember the artifact's id."""
 
@@ -327,13 +343,17 @@ class Chain:
             # The embedding store keeps finished shards without a manifest on purpose.
             artifacts.remove_leftovers(place(), key=key)
         manifest = artifacts.find_manifest(place())
-        if manifest is not None and manifest.key == key:
+        if manifest is not None and manifest.key == key and is_whole(manifest):
             artifacts.verify(place(), manifest)
             if wanted:
                 self.outcome.skipped.append(stage)
                 event(logger, "stage.up_to_date", stage=stage)
         elif not wanted:
             state = "is missing" if manifest is None else "was made by another configuration"
+            if manifest is not None and manifest.key == key:
+                state = "lacks some of its files"
+            elif manifest is not None and "bundle" in manifest.parents:
+                state = "was changed after training, by add-items or remove-users"
             raise ArtifactError(
                 f"the {kind} at {place()} {state}\n"
                 f"run `mtrec {stage}` with this configuration first, or `mtrec run` for all stages"

@@ -32,6 +32,12 @@ def test_an_unknown_stage_is_refused(copied_run: Config) -> None:
         run(copied_run, stages=["fly"])
 
 
+def test_stages_are_taken_in_the_chains_order_and_none_is_refused(copied_run: Config) -> None:
+    assert run(copied_run, stages=["embed", "prepare"]).skipped == ["prepare", "embed"]
+    with pytest.raises(ConfigError, match="no stage to run"):
+        run(copied_run, stages=[])
+
+
 def test_predictions_hold_every_users_unseen_best(planted_run: tuple[Config, Path]) -> None:
     config, workdir = planted_run
     table = pq.read_table(sorted((workdir / "predictions").glob("*.parquet"))).to_pandas()

@@ -15,7 +15,8 @@ from mtrec.bundle import load_bundle
 from mtrec.cli import app
 from mtrec.errors import ArtifactError, DataError
 from mtrec.recommender import Recommender
-from mtrec.revise import add_items, remove_users
+from mtrec.revise import Revised, add_items, remove_users
+from mtrec.runlock import LOCK, hold_folder
 from mtrec.versions import find_bundle
 
 NEW = [
@@ -166,7 +167,7 @@ def test_rows_that_do_not_fit_are_named_and_nothing_is_written(
         add_items(str(bundles), write(tmp_path, rows))
 
     assert find_bundle(str(bundles)) == before
-    assert sorted(path.name for path in bundles.iterdir()) == sorted(["CURRENT", Path(before).name])
+    assert {path.name for path in bundles.iterdir()} - {LOCK} == {"CURRENT", Path(before).name}
 
 
 def test_a_file_that_is_not_there_has_a_remedy_of_its_own(bundles: Path) -> None:
@@ -196,7 +197,7 @@ def test_of_a_removed_user_no_file_of_the_new_version_holds_the_id(
 ) -> None:
     small = make_small(tmp_path, social=True)
     users = tmp_path / "gone.txt"
-    users.write_text("u1\nu4\nnobody\n")
+    users.write_bytes("\ufeffu1\r\nu4\r\nnobody\n\n".encode())
     before = Recommender.load(str(small.bundles))
 
     result = CliRunner().invoke(
@@ -242,6 +243,28 @@ def test_removing_nobody_known_makes_no_version(bundles: Path) -> None:
     done = remove_users(str(bundles), ["nobody"])
 
     assert (done.version, done.changed, done.left) == (None, 0, ["nobody"])
+
+
+def test_two_changes_at_once_are_refused(bundles: Path, tmp_path: Path) -> None:
+    with hold_folder(str(bundles)), pytest.raises(ArtifactError, match="another run is at work"):
+        add_items(str(bundles), write(tmp_path, NEW))
+    assert add_items(str(bundles), write(tmp_path, NEW)).changed == len(NEW)
+
+
+def test_ids_of_users_are_taken_byte_by_byte(
+    bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def note(_: str, ids: list[str]) -> Revised:
+        asked.extend(ids)
+        return Revised(None, 0, [])
+
+    monkeypatch.setattr("mtrec.revise.remove_users", note)
+    users = tmp_path / "gone.txt"
+    users.write_bytes(" a \nb\u0085c\u2028d\n \n".encode())
+    CliRunner().invoke(app, ["bundle", "remove-users", str(bundles), "--users", str(users)])
+    assert asked == [" a ", "b\u0085c\u2028d"]
 
 
 def test_no_bundle_is_an_artifact_error(tmp_path: Path) -> None:

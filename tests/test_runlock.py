@@ -16,7 +16,7 @@ import pytest
 from mtrec import runlock, storage
 from mtrec.chain import run
 from mtrec.errors import ArtifactError
-from mtrec.runlock import LOCK, STALE_S, hold_workdir, is_void
+from mtrec.runlock import LOCK, STALE_S, hold_folder, is_void
 
 
 @contextmanager
@@ -24,8 +24,8 @@ def another_process(workdir: str) -> Iterator[subprocess.Popen[str]]:
     """Hold a workdir in another process for the length of the body."""
     program = (
         "import sys\n"
-        "from mtrec.runlock import hold_workdir\n"
-        "with hold_workdir(sys.argv[1]): print('held', flush=True); sys.stdin.read()\n"
+        "from mtrec.runlock import hold_folder\n"
+        "with hold_folder(sys.argv[1]): print('held', flush=True); sys.stdin.read()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, workdir],
@@ -46,7 +46,7 @@ def test_a_second_run_is_told_who_has_the_workdir_and_what_to_do(tmp_path: Path)
     with (
         another_process(str(tmp_path)) as holder,
         pytest.raises(ArtifactError, match=f"another run .*: process {holder.pid} on ") as caught,
-        hold_workdir(str(tmp_path)),
+        hold_folder(str(tmp_path)),
     ):
         pass
 
@@ -65,23 +65,23 @@ def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
     with another_process(str(tmp_path)) as holder:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-        with hold_workdir(str(tmp_path)):
+        with hold_folder(str(tmp_path)):
             assert json.loads((tmp_path / LOCK).read_bytes())["pid"] == os.getpid()
 
 
 def test_a_workdir_is_free_after_the_body_has_failed(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), hold_workdir(str(tmp_path)):
+    with pytest.raises(RuntimeError), hold_folder(str(tmp_path)):
         raise RuntimeError
-    with hold_workdir(str(tmp_path)):
+    with hold_folder(str(tmp_path)):
         pass
 
 
 def test_processes_that_the_holder_starts_do_not_keep_the_lock(tmp_path: Path) -> None:
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    with hold_workdir(str(tmp_path)):
+    with hold_folder(str(tmp_path)):
         child = subprocess.Popen(sleep, close_fds=False)
     try:
-        with hold_workdir(str(tmp_path)):
+        with hold_folder(str(tmp_path)):
             pass
     finally:
         child.kill()
@@ -92,7 +92,7 @@ def test_a_workdir_that_cannot_be_made_is_an_artifact_error(tmp_path: Path) -> N
     (tmp_path / "file").write_bytes(b"in the way")
     with (
         pytest.raises(ArtifactError, match="to a folder that can be written"),
-        hold_workdir(str(tmp_path / "file" / "x")),
+        hold_folder(str(tmp_path / "file" / "x")),
     ):
         pass
 
@@ -131,10 +131,10 @@ def lock_of(workdir: str, **changes: object) -> None:
 
 
 def test_a_lock_at_a_uri_keeps_others_out_is_renewed_and_goes(remote: str) -> None:
-    with hold_workdir(remote) as check:
+    with hold_folder(remote) as check:
         first = json.loads(Path(remote, LOCK).read_bytes())
         wait_until(lambda: json.loads(Path(remote, LOCK).read_bytes()) != first)
-        with pytest.raises(ArtifactError, match="another run"), hold_workdir(remote):
+        with pytest.raises(ArtifactError, match="another run"), hold_folder(remote):
             pass
         check()
     assert os.listdir(remote) == []
@@ -143,10 +143,10 @@ def test_a_lock_at_a_uri_keeps_others_out_is_renewed_and_goes(remote: str) -> No
 def test_a_lock_that_could_not_be_removed_does_not_keep_its_own_process_out(
     remote: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with hold_workdir(remote):
+    with hold_folder(remote):
         monkeypatch.setattr(runlock.storage, "remove", lambda _: None)  # the storage is gone
     assert json.loads(Path(remote, LOCK).read_bytes())["pid"] == os.getpid()
-    with hold_workdir(remote):
+    with hold_folder(remote):
         pass
 
 
@@ -154,14 +154,14 @@ def test_a_fresh_lock_of_another_host_says_when_it_ends(remote: str) -> None:
     lock_of(remote)
     with (
         pytest.raises(ArtifactError, match=r"process 7 on elsewhere\n.*ends after 60 s"),
-        hold_workdir(remote),
+        hold_folder(remote),
     ):
         pass
 
 
 def test_a_lock_that_nobody_renews_is_taken_over(remote: str) -> None:
     lock_of(remote, renewed=time.time() - STALE_S - 1)
-    with hold_workdir(remote):
+    with hold_folder(remote):
         assert json.loads(Path(remote, LOCK).read_bytes())["pid"] == os.getpid()
 
 
@@ -169,13 +169,13 @@ def test_of_two_that_write_at_once_the_last_one_has_it(
     remote: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runlock.time, "sleep", lambda _: lock_of(remote))
-    with pytest.raises(ArtifactError, match="process 7 on elsewhere"), hold_workdir(remote):
+    with pytest.raises(ArtifactError, match="process 7 on elsewhere"), hold_folder(remote):
         pass
     assert json.loads(Path(remote, LOCK).read_bytes())["pid"] == 7
 
 
 def test_a_run_that_lost_its_lock_is_stopped_and_leaves_the_new_one(remote: str) -> None:
-    with hold_workdir(remote) as check:
+    with hold_folder(remote) as check:
         # As another run does; the renewing thread may write once more before it looks.
         while not (Path(remote, LOCK).exists() and has_stopped()):
             lock_of(remote)

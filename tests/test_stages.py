@@ -7,7 +7,8 @@ import pytest
 from mtrec import artifacts, storage
 from mtrec.chain import run
 from mtrec.config import Config
-from mtrec.errors import ArtifactError
+from mtrec.errors import ArtifactError, DataError
+from mtrec.revise import remove_users
 from mtrec.stages import STAGES
 from mtrec.versions import write_version
 
@@ -91,6 +92,51 @@ def test_speed_settings_redo_nothing(copied_run: Config) -> None:
         }
     )
     assert run(changed).done == {}
+
+
+def test_a_label_that_is_read_otherwise_is_checked_anew(copied_run: Config) -> None:
+    tasks = [
+        task.model_copy(update={"max": 4.0}) if task.kind == "regression" else task
+        for task in copied_run.tasks
+    ]
+    with pytest.raises(DataError, match=r"values that do not fit, for example 5; expected 1 to 4"):
+        run(copied_run.model_copy(update={"tasks": tasks}))
+
+
+def test_a_lost_shard_of_vectors_is_made_anew(copied_run: Config) -> None:
+    embeddings = Path(copied_run.run.workdir) / "embeddings"
+    next(embeddings.rglob("*.parquet")).unlink()
+    with pytest.raises(ArtifactError, match=r"lacks some of its files\nrun `mtrec embed`"):
+        run(copied_run, stages=["train"])
+    assert "embed" in run(copied_run, stages=["embed"]).done
+    made = artifacts.read_manifest(str(embeddings), "embeddings").details
+    assert 0 < made["embedded"] <= made["unique_texts"]
+
+
+def test_another_store_of_vectors_is_filled_or_taken_as_it_is(
+    copied_run: Config, tmp_path: Path
+) -> None:
+    def kept_in(name: str) -> Config:
+        text = copied_run.text.model_copy(update={"store": str(tmp_path / name)})
+        return copied_run.model_copy(update={"text": text})
+
+    shutil.copytree(Path(copied_run.run.workdir) / "embeddings", tmp_path / "moved")
+    assert run(kept_in("moved"), stages=["embed"]).done == {}
+    assert list(run(kept_in("empty"), stages=["embed"]).done) == ["embed"]
+    assert run(kept_in("empty"), stages=["embed"]).done == {}
+
+
+def test_a_bundle_that_was_changed_after_training_is_told(
+    copied_run: Config, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles = f"{copied_run.run.workdir}/bundles"
+    assert remove_users(bundles, ["u00000"]).changed == 1
+    with pytest.raises(ArtifactError, match="changed after training, by add-items or remove-users"):
+        run(copied_run, stages=["score"])
+    monkeypatch.setattr("mtrec.train.train", lambda *_, **__: None)
+    with caplog.at_level("WARNING"):
+        assert "train" in run(copied_run, stages=["train"]).done
+    assert "run these again" in caplog.text
 
 
 def test_a_damaged_artifact_is_named_and_not_used(copied_run: Config) -> None:

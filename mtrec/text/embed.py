@@ -89,11 +89,12 @@ def embed(
         **_summarise(work),
         "unknown_token_fraction": unknown,
         "warnings": _warnings(spec, unknown),
+        "shards": sorted(shards := store.files()),
     }
     for warning in details["warnings"]:
         logger.warning("%s", warning)
     is_inside = place == storage.absolute(path)
-    files = {f"{spec.id}/{name}": entry for name, entry in store.files().items()}
+    files = {f"{spec.id}/{name}": entry for name, entry in shards.items()}
     return _write_manifest(
         path,
         key,
@@ -102,6 +103,26 @@ def embed(
         files=files if is_inside else {},
         content=[spec.id, *(store.key(text) for text in texts)],
     )
+
+
+def has_shards(text: TextConfig, path: str, manifest: Manifest) -> bool:
+    """Tell whether the store that is configured has the shards of when the manifest was written.
+
+    Args:
+        text: names the store.
+        path: folder or URI of the embeddings artifact.
+        manifest: its manifest.
+    """
+    shards = manifest.details.get("shards")
+    if not shards:
+        return True
+    try:
+        store = EmbeddingStore(
+            storage.absolute(store_path(text, path)), manifest.details["encoder"]["id"]
+        )
+    except ArtifactError:
+        return False
+    return set(shards) <= set(store.files())
 
 
 def unique_texts(dataset: str) -> list[str]:
