@@ -48,7 +48,7 @@ class Manifest:
     """What one artifact is and what it was made from.
 
     Attributes:
-        kind: `dataset`, `embeddings`, `checkpoint`, `bundle`, `predictions`, `report` or `twins`.
+        kind: such as `dataset`, `embeddings`, `bundle`, `predictions` or `report`.
         id: new for every write, so that whatever depends on a rewritten artifact is redone.
         key: hash of the configuration and the parents' ids; the work is done if it is unchanged.
         content: hash over the names and contents of the files; equal content, equal hash.
@@ -90,7 +90,7 @@ def write_artifact(
         ArtifactError: the place cannot be written to.
     """
     local = is_local(path)
-    path = path.removeprefix("file://") if local else path
+    path = filesystem(path)[1] if path.startswith("file://") else path
     work = _work_folder(path, key if resumable else uuid.uuid4().hex) if local else path
     try:
         if not local and not (resumable and _is_being_written(path, key)):
@@ -229,7 +229,7 @@ def remove_leftovers(path: str, *, key: str | None = None) -> list[str]:
     """
     gone = []
     if is_local(path):
-        path = path.removeprefix("file://")
+        path = filesystem(path)[1]
         kept = os.path.basename(_work_folder(path, key)) if key is not None else None
         parent, name = os.path.split(os.path.abspath(path))
         for entry in sorted(os.listdir(parent)) if os.path.isdir(parent) else []:

@@ -286,7 +286,7 @@ def boxes(groups: Sequence[Box], *, low: float, high: float, title: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """Map [low, high] to the places [start, stop], linearly; places outside are cut off."""
+    """Map [low, high] to the places [start, stop], linearly, and what is outside beyond them."""
 
     low: float
     high: float

@@ -295,7 +295,7 @@ class RayConfig(Section):
     object_store_mb: int | None = Field(None, ge=80)
     """Shared memory of a local Ray in MiB; default: Ray's."""
     partitions: int | None = Field(None, ge=1)
-    """Partitions of a group-by; default: from the size of the data and the CPUs."""
+    """Partitions of a group-by; default: from the size of the data."""
 
 
 class Serving(Section):

@@ -90,14 +90,19 @@ def _package(name: str, prefix: str) -> Check:
 
 def _encoder(text: TextConfig) -> Check:
     from mtrec.text.encoder import build_encoder
+    from mtrec.text.models import BUNDLED
 
     try:
         encoder = build_encoder(text)
     except MtrecError as error:
         lines = str(error).splitlines()
         return Check("text encoder", False, lines[0], lines[-1])
-    weights = "no language model" if text.encoder == "hashing" else "weights verified"
-    return Check("text encoder", True, f"{encoder.name}, {encoder.dim} wide, {weights}")
+    weights = {"hashing": "no language model", BUNDLED: "weights verified"}
+    return Check(
+        "text encoder",
+        True,
+        f"{encoder.name}, {encoder.dim} wide, {weights.get(text.encoder, 'loads')}",
+    )
 
 
 def _input_files(config: Config) -> Check:

@@ -71,8 +71,8 @@ def _header(view: ReportView) -> str:
     return (
         f"<header><h1>How good are the recommendations on {escape(str(facts['data']))}?</h1>"
         "<p>One model for all tasks, beside classical recommenders that were tuned on the same "
-        "validation events and measured on the same test events. The whole catalogue is "
-        "ranked; items that a user knows are left out.</p>"
+        "validation events and measured on the same test events. Ranking: "
+        f"{escape(str(facts['ranking']))}.</p>"
         f'<ul class="facts">{shown}</ul></header>'
     )
 

