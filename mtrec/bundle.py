@@ -59,7 +59,7 @@ class EncoderInfo:
         """Tell whether an encoder's vectors may stand beside these; precision does not matter."""
         if self.dim != spec.dim:
             return False
-        return self.id == spec.id or self.model_id in (spec.model_id, "")
+        return self.id == spec.id or (self.model_id != "" and self.model_id == spec.model_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,6 +188,7 @@ class ModelHost:
         self._follower.start()
 
     def _look(self, find: Callable[[str], str], every_s: float) -> None:
+        # When those that were refused were tried.
         tried: dict[str, float] = {}
         while not self._closed.wait(every_s):
             path, current = self._path, self.current
@@ -206,6 +207,8 @@ class ModelHost:
                 continue
             tried[place] = time.monotonic()
             self._try(path)
+            if self.refused is None:
+                del tried[place]
 
     def require(self) -> Loaded:
         """Give what answers.
@@ -300,7 +303,8 @@ def self_test(recommender: Servable) -> Loaded:
     """Ask a recommender for what every bundle can answer, and look at the answer.
 
     Raises:
-        ArtifactError: there is no item, or the list is empty, unsorted or not within [0, 1].
+        ArtifactError: there is no item, the list is empty, unsorted or not within [0, 1], or the
+            text encoder on this machine is not the bundle's.
     """
     info = recommender.info()
     version = str(info["model_version"])
@@ -310,6 +314,9 @@ def self_test(recommender: Servable) -> Loaded:
     golden = {"history": [{"item_id": items[0]["item_id"]}], "include_seen": True, "k": 3}
     try:
         listed = recommender.recommend([golden])[0]["recommendations"]
+        if info.get("encoder"):
+            # Also loads the language model, which takes seconds, before somebody waits for it.
+            recommender.recommend([{"text": "a", "k": 1}])
     except RequestError as error:
         raise ArtifactError(f"bundle {version} refuses its self-test: {error}") from error
     scores = [entry["score"] for entry in listed]

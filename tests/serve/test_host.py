@@ -274,6 +274,35 @@ async def test_an_answer_under_way_keeps_its_version_during_a_swap(host: ModelHo
     assert (await work)[1] == "v1"
 
 
+def test_a_pointer_that_goes_back_and_forth_is_followed_at_once() -> None:
+    place = ["bundles/v1"]
+    host = ModelHost(lambda _: open_bundle(place[0].rpartition("/")[2]))
+    host.open("bundles")
+    host.follow(lambda _: place[0], 0.01)
+    try:
+        for version in ("v2", "v1", "v2", "v1"):
+            place[0] = f"bundles/{version}"
+            wait_for(lambda version=version: host.require().version == version)  # type: ignore[misc]  # bound now
+    finally:
+        host.close()
+
+
+def test_the_self_test_asks_with_a_text_where_the_bundle_has_an_encoder() -> None:
+    class Told(Shelf):
+        texts: list[str] = []  # noqa: RUF012  # of this test
+
+        def info(self) -> dict[str, Any]:
+            return {**super().info(), "encoder": "some-model"}
+
+        def recommend(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+            self.texts += [request["text"] for request in requests if "text" in request]
+            return super().recommend(requests)
+
+    shelf = Told()
+    self_test(shelf)
+    assert len(shelf.texts) == 1
+
+
 @pytest.mark.parametrize("top", [7.0, -1.0, math.nan])
 def test_the_self_test_refuses_scores_outside_their_range(top: float) -> None:
     with pytest.raises(ArtifactError, match="fails its self-test"):
