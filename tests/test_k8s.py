@@ -351,6 +351,14 @@ def test_kustomization_names_files_that_exist_and_all_share_its_namespace() -> N
     assert manifest("namespace.yaml")["metadata"]["name"] == kustomization["namespace"]
 
 
+def test_no_two_clusters_make_the_same_head_service() -> None:
+    """KubeRay calls it `NAME-head-svc` for a RayCluster and for a RayService alike."""
+    names = [manifest(name)["metadata"]["name"] for name in KINDS]
+    assert len(set(names)) == len(names)
+    readme = (ROOT / "k8s" / "README.md").read_text(encoding="utf-8")
+    assert f"svc/{manifest('raycluster.yaml')['metadata']['name']}-head-svc" in readme
+
+
 def test_the_replicas_of_the_service_fit_in_its_workers() -> None:
     tree = manifest("rayservice.yaml")
     arguments = yaml.safe_load(tree["spec"]["serveConfigV2"])["applications"][0]["args"]
