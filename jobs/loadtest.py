@@ -80,7 +80,9 @@ async def load(
     """
     parts = urlsplit(url)
     assert parts.hostname is not None
-    path = parts.path or "/"
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    is_secure = parts.scheme == "https"
+    port = parts.port or (443 if is_secure else 80)
     lines = [f"POST {path} HTTP/1.1", f"Host: {parts.netloc}", "Content-Type: application/json"]
     lines += [f"Authorization: Bearer {key}"] if key else []
     requests = [
@@ -106,7 +108,9 @@ async def load(
         wanted = await turn()
         while wanted is not None:
             try:
-                reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
+                reader, writer = await asyncio.open_connection(
+                    parts.hostname, port, ssl=is_secure or None
+                )
             except OSError:
                 tally.status["no connection"] += 1
                 await asyncio.sleep(0.1)

@@ -185,7 +185,7 @@ def demo(
         str | None, typer.Option(metavar="DIR", help="A copy of MovieLens-100K; default: fetch it.")
     ] = None,
     no_serve: Annotated[bool, typer.Option("--no-serve", help="End after the report.")] = False,
-    port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the endpoint.")] = 8000,
     config: Annotated[Path, typer.Option(help="The demo's YAML file.")] = Path(DEMO_CONFIG),
     overrides: SetOption = None,
     address: AddressOption = None,
@@ -195,6 +195,10 @@ def demo(
     settings = [f"run.workdir={json.dumps(workdir)}", *(overrides or [])]
     if data is not None:
         settings.append(f"data.root={json.dumps(data)}")
+    if not no_serve:
+        from mtrec.serve.ingress import check_port
+
+        check_port("127.0.0.1", port)  # now, not after the training
     loaded, outcome = _stages(config, settings, address, verbose)
     _print_report(outcome.paths)
     if not no_serve:
@@ -251,23 +255,31 @@ def _announce(url: str) -> None:
 
 
 @config_app.command("check")
-def config_check(config: ConfigOption, overrides: SetOption = None) -> None:
+def config_check(
+    config: ConfigOption, overrides: SetOption = None, verbose: VerboseOption = False
+) -> None:
     """Check a configuration without running anything."""
+    configure_logging(verbose=verbose)
     load_config(config, overrides or [])
     print(f"{config}: ok; `mtrec doctor -c {config}` also looks for its data")
 
 
 @config_app.command("show")
-def config_show(config: ConfigOption, overrides: SetOption = None) -> None:
+def config_show(
+    config: ConfigOption, overrides: SetOption = None, verbose: VerboseOption = False
+) -> None:
     """Print the resolved configuration, every default filled in."""
+    configure_logging(verbose=verbose)
     print(dump_config(load_config(config, overrides or [])), end="")
 
 
 @bundle_app.command("show")
 def bundle_show(
     path: Annotated[str, typer.Argument(help="A version's folder, or bundles/.")],
+    verbose: VerboseOption = False,
 ) -> None:
     """Print what a bundle holds, as JSON."""
+    configure_logging(verbose=verbose)
     from mtrec.recommender import Recommender
 
     print(json.dumps(Recommender.load(path).info(), indent=2, ensure_ascii=False))
@@ -276,8 +288,10 @@ def bundle_show(
 @bundle_app.command("verify")
 def bundle_verify(
     path: Annotated[str, typer.Argument(help="A version's folder, or bundles/.")],
+    verbose: VerboseOption = False,
 ) -> None:
     """Check every file of a bundle against its manifest."""
+    configure_logging(verbose=verbose)
     place, files = _verify(path)
     print(f"{place}: ok, {files} files")
 
@@ -286,8 +300,10 @@ def bundle_verify(
 def bundle_add_items(
     path: Annotated[str, typer.Argument(help="A version's folder, or bundles/ for the newest.")],
     items: Annotated[str, typer.Option(help="CSV, JSONL or Parquet, like the items table.")],
+    verbose: VerboseOption = False,
 ) -> None:
     """Make a version that also recommends new items, by their text and columns; no training."""
+    configure_logging(verbose=verbose)
     from mtrec.revise import add_items
 
     done = add_items(path, items)
@@ -302,8 +318,10 @@ def bundle_add_items(
 def bundle_remove_users(
     path: Annotated[str, typer.Argument(help="A version's folder, or bundles/ for the newest.")],
     users: Annotated[Path, typer.Option(help="A text file with one user id a line.")],
+    verbose: VerboseOption = False,
 ) -> None:
     """Make a version that knows nothing of some users; earlier versions stay, remove them too."""
+    configure_logging(verbose=verbose)
     from mtrec.revise import remove_users
 
     try:

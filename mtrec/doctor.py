@@ -19,7 +19,15 @@ import mtrec
 from mtrec import storage
 from mtrec.config import Config, RayConfig, ServeConfig, TextConfig
 from mtrec.errors import MtrecError
-from mtrec.serve.ingress import HALF, MIXED, REMEDY, check_nodes, chosen, side_ports
+from mtrec.serve.ingress import (
+    HALF,
+    LOOPBACK,
+    MIXED,
+    REMEDY,
+    check_nodes,
+    chosen,
+    side_ports,
+)
 
 _PACKAGES = {"ray": "2.60.", "torch": "2.", "transformers": "5.", "pyarrow": "", "pydantic": "2."}
 _DASHBOARD_PORT = 8265
@@ -31,7 +39,6 @@ _STORE_FRACTION = 0.3
 _SHM = "/dev/shm"
 # Enough to be shown a GPU, so little that others' work leaves it free.
 _SOME_GPU = 0.01
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +307,7 @@ def _api_key(host: str) -> Check:
     name = "endpoint authentication"
     if os.environ.get("MTREC_API_KEY"):
         return Check(name, True, "MTREC_API_KEY is set")
-    if host in _LOOPBACK:
+    if host in LOOPBACK:
         return Check(name, True, f"no MTREC_API_KEY; it listens on {host} only")
     remedy = "set MTREC_API_KEY, or serve.host to 127.0.0.1"
     return Check(name, False, f"no MTREC_API_KEY, and it listens on {host}", remedy)

@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -193,3 +194,21 @@ def test_a_command_without_its_option_is_a_usage_error() -> None:
     done = mtrec("run")
     assert done.returncode == 2
     assert "--config" in done.stderr
+
+
+def test_the_demo_looks_at_its_port_before_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code = run_shell(lambda: app(["demo", "--port", str(port)], standalone_mode=False))
+    assert code == 2
+    assert f"cannot listen on 127.0.0.1 port {port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["config", "check", "-c", "no.yaml"], ["bundle", "verify", "nowhere"]]
+)
+def test_every_command_knows_verbose(command: list[str]) -> None:
+    with pytest.raises(MtrecError):
+        app([*command, "--verbose"], standalone_mode=False)

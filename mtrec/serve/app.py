@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import sys
 import threading
 import time
@@ -42,14 +41,13 @@ from mtrec.recommender import Recommender
 from mtrec.runlog import configure_logging, event
 from mtrec.serve import door
 from mtrec.serve.host import ModelHost, Servable
-from mtrec.serve.ingress import check_nodes, chosen
+from mtrec.serve.ingress import check_host, check_nodes, check_port, chosen
 from mtrec.serve.routes import Limits, create_fastapi
-from mtrec.serve.security import RETRY_AFTER_S
+from mtrec.serve.security import KEY_VARIABLE, RETRY_AFTER_S, read_key
 from mtrec.serve.telemetry import Telemetry
 from mtrec.versions import find_bundle
 
 APP_NAME = "mtrec"
-KEY_VARIABLE = "MTREC_API_KEY"
 
 # A wrong bundle or a missing key is wrong on every try: say so soon.
 _CONSTRUCTOR_TRIES = 2
@@ -86,7 +84,7 @@ class Endpoint:
     def __init__(self, args: ServeArgs) -> None:
         # Behind HAProxy, Ray Serve has put a buffer of a thousand lines in the place of stderr.
         configure_logging(as_json=args.log_format == "json", stream=sys.__stderr__)
-        key = os.environ.get(KEY_VARIABLE)
+        key = read_key()
         if args.require_key and not key:
             raise ConfigError(
                 f"{KEY_VARIABLE} is not set where replicas run, but require_key is true\n"
@@ -189,13 +187,14 @@ def serve_bundle(args: ServeArgs, *, wait_s: float = 120.0) -> str:
         MtrecError: the endpoint did not get ready.
     """
     check_port(args.host, args.port)
-    changes: dict[str, object] = {"require_key": bool(os.environ.get(KEY_VARIABLE))}
+    changes: dict[str, object] = {"require_key": read_key() is not None}
     if storage.is_local(args.bundle):
         # Replicas need not have this process's working directory.
         changes["bundle"] = os.path.abspath(storage.filesystem(args.bundle)[1])
     args = args.model_copy(update=changes)
     find_bundle(args.bundle)
     if args.ingress == "haproxy":
+        check_host(args.host, len(alive_nodes()))
         nodes = {node["NodeID"]: node_name(node) for node in alive_nodes()}
         there = call_on_nodes(chosen, alive_nodes())
         check_nodes(args.ingress, {nodes[node]: ingress for node, ingress in there.items()})
@@ -207,10 +206,10 @@ def serve_bundle(args: ServeArgs, *, wait_s: float = 120.0) -> str:
             "end it with `serve shutdown`, or deploy mtrec.serve.app:build with `serve run`"
         )
     options = HTTPOptions(host=args.host, port=args.port, request_timeout_s=args.request_timeout_s)
-    # A busy machine takes longer for the proxy than Ray's minute; `_wait_ready` waits for it too.
-    with contextlib.suppress(TimeoutError):
-        serve.start(http_options=options, controller_options=_proxy_options(args))
     try:
+        # A busy machine takes longer for the proxy than Ray's minute; `_wait_ready` waits for it.
+        with contextlib.suppress(TimeoutError):
+            serve.start(http_options=options, controller_options=_proxy_options(args))
         serve.run(build(args), name=APP_NAME, route_prefix="/")
         url = f"http://{_reachable(args.host)}:{args.port}"
         _wait_ready(url, wait_s)
@@ -249,15 +248,24 @@ def serve_until_interrupt(args: ServeArgs, announce: Callable[[str], None]) -> N
         ArtifactError: there is no bundle.
         MtrecError: the endpoint did not get ready.
     """
-    stopped = threading.Event()
+    stopped, is_starting = threading.Event(), True
 
     def stop(number: int, frame: FrameType | None) -> None:
         del number, frame
+        if is_starting:
+            raise KeyboardInterrupt
         stopped.set()
 
     event(_log, "serve.start", note="Ray Serve takes half a minute or so")
-    url = serve_bundle(args)
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        url = serve_bundle(args)
+    except BaseException:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        raise
+    is_starting = False
     reporter, looked = Reporter(), time.monotonic()
     try:
         announce(url)
@@ -319,25 +327,6 @@ class Reporter:
         """End the loop."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-
-
-def check_port(host: str, port: int) -> None:
-    """Make sure that nothing listens on a port of this machine.
-
-    Raises:
-        ConfigError: something does, or the host is no address of this machine.
-    """
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            # As servers do: connections that still linger after a restart are no obstacle.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {error.strerror}\n"
-            "end what listens there, or give another --port or --host"
-        ) from error
 
 
 def _wait_ready(url: str, wait_s: float) -> None:

@@ -7,6 +7,7 @@ Importing this does neither.
 """
 
 import os
+import socket
 from collections.abc import Mapping, MutableMapping
 
 from mtrec.errors import ConfigError
@@ -14,6 +15,7 @@ from mtrec.errors import ConfigError
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 """Both or neither: the second alone leaves a proxy on the head only."""
 MIXED = "mixed"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HALF = f"one of {' and '.join(HAPROXY)} is set without the other"
 REMEDY = "set both to 1 on every node before Ray starts there, or neither"
 _SIDE_PORTS = {
@@ -55,6 +57,42 @@ def chosen(environment: Mapping[str, str] = os.environ) -> str:
     if any(are_set):
         return "haproxy" if all(are_set) else MIXED
     return "python"
+
+
+def check_port(host: str, port: int) -> None:
+    """Make sure that nothing listens on a port of this machine.
+
+    Raises:
+        ConfigError: something does, or the host is no address of this machine.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            # As servers do: connections that still linger after a restart are no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror}\n"
+            "end what listens there, or give another --port or --host"
+        ) from error
+
+
+def check_host(host: str, nodes: int) -> None:
+    """Make sure that HAProxy reaches replicas on other nodes, which listen where it does.
+
+    Args:
+        host: address to listen on.
+        nodes: of the cluster.
+
+    Raises:
+        ConfigError: it is one that only its own node reaches.
+    """
+    if nodes > 1 and host in LOOPBACK:
+        raise ConfigError(
+            f"behind HAProxy replicas listen on {host}, where the other {nodes - 1} nodes do not "
+            "reach them\ngive --host 0.0.0.0 (or serve.host), behind a firewall or network policy"
+        )
 
 
 def check_nodes(ingress: str, found: Mapping[str, str]) -> None:

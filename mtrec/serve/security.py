@@ -7,10 +7,11 @@ import; it is compared in constant time and never logged. No answer holds a trac
 import hashlib
 import hmac
 import logging
+import os
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic_core import to_json
@@ -19,10 +20,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mtrec.errors import RequestError
+from mtrec.errors import ConfigError, RequestError
 from mtrec.runlog import event
 from mtrec.serve.host import Unwatched, Watch
 
+KEY_VARIABLE = "MTREC_API_KEY"
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
 RETRY_AFTER_S = 1
 
@@ -34,6 +36,24 @@ _ROUTE = re.compile(
 ABANDONED = 499
 """What is counted where the caller went away before the answer, as web servers do."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def read_key(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Give the key that `MTREC_API_KEY` sets, without white space around it; None: it is not set.
+
+    Raises:
+        ConfigError: it is blank, or has characters that a header cannot carry.
+    """
+    raw = environment.get(KEY_VARIABLE)
+    if not raw:
+        return None
+    key = raw.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ConfigError(
+            f"{KEY_VARIABLE} is blank or has characters that no header can carry\n"
+            "set it to printable ASCII, such as `openssl rand -hex 32` gives"
+        )
+    return key
 
 
 class ApiKey:

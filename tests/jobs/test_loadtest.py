@@ -37,12 +37,12 @@ class Server:
             writer.close()
 
 
-async def run(server: Server, **options: object) -> Tally:
+async def run(server: Server, path: str = "/v1/recommend", **options: object) -> Tally:
     listening = await asyncio.start_server(server, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
     async with listening:
         return await load(
-            f"http://127.0.0.1:{port}/v1/recommend",
+            f"http://127.0.0.1:{port}{path}",
             [b'{"user_id": "1"}', b'{"user_id": "2"}'],
             **{"connections": 2, "seconds": 0.3, **options},  # type: ignore[arg-type]  # tests' own
         )
@@ -52,6 +52,30 @@ PLAIN = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n3\r\nabc\r\n0\r\n\r\n"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: 1\r\n\r\n"
 LAST = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+def test_https_is_spoken_encrypted_and_the_query_is_sent() -> None:
+    """The key must not be sent in the clear."""
+    heard: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(1000))
+        writer.close()
+
+    async def ask() -> Tally:
+        listening = await asyncio.start_server(listen, "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        async with listening:
+            url = f"https://127.0.0.1:{port}/v1/recommend"
+            return await load(url, [b"{}"], connections=1, seconds=0.2, key="secret")
+
+    tally = asyncio.run(ask())
+    assert set(tally.status) == {"no connection"}
+    assert heard and not any(b"secret" in text for text in heard)
+
+    server = Server(PLAIN)
+    asyncio.run(run(server, path="/v1/recommend?tenant=a"))
+    assert server.seen[0][0].startswith("POST /v1/recommend?tenant=a HTTP/1.1")
 
 
 def test_every_answer_is_counted_and_bodies_go_round_on_open_connections() -> None:

@@ -3,7 +3,15 @@
 import pytest
 
 from mtrec.errors import ConfigError
-from mtrec.serve.ingress import HAPROXY, check_nodes, choose, chosen, side_ports
+from mtrec.serve.ingress import (
+    HAPROXY,
+    check_host,
+    check_nodes,
+    check_port,
+    choose,
+    chosen,
+    side_ports,
+)
 
 
 def test_haproxy_sets_both_variables_and_python_takes_both_away() -> None:
@@ -60,3 +68,16 @@ def test_nodes_with_another_ingress_are_named() -> None:
 def test_side_ports_are_those_of_the_environment() -> None:
     assert set(side_ports({})) == {9101, 8404}
     assert set(side_ports({"RAY_SERVE_HAPROXY_METRICS_PORT": "19101"})) == {19101, 8404}
+
+
+def test_replicas_on_other_nodes_must_be_reached() -> None:
+    check_host("127.0.0.1", 1)
+    check_host("0.0.0.0", 3)
+    with pytest.raises(ConfigError, match=r"the other 2 nodes .*\ngive --host 0\.0\.0\.0"):
+        check_host("127.0.0.1", 3)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
+def test_a_host_that_is_not_this_machine_is_a_configuration_error(host: str) -> None:
+    with pytest.raises(ConfigError, match="cannot listen on"):
+        check_port(host, 8000)

@@ -225,6 +225,11 @@ async def test_a_new_bundle_is_named_and_items_are_asked_for_anew(
         await page.until(f"state.version === '{small.version}' && !state.items.has('gone')")
         shown = await page.run("$('model').textContent")
 
+        await page.run("state.tasks = []; $('weights').replaceChildren(); renew(); 1")
+        await page.until(
+            "state.tasks.length > 0 && document.querySelectorAll('#weights input').length"
+        )
+
     assert shown.startswith(small.version)
     assert page.complaints == []
 

@@ -9,9 +9,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from mtrec.errors import RequestError
+from mtrec.errors import ConfigError, RequestError
 from mtrec.serve.host import Unwatched
-from mtrec.serve.security import ApiKey, Guard, error_answer, read_body
+from mtrec.serve.security import KEY_VARIABLE, ApiKey, Guard, error_answer, read_body, read_key
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,8 +54,16 @@ def test_only_the_whole_key_as_a_bearer_is_admitted(header: str | None, admitted
     assert ApiKey("geheim").admits(header) is admitted
 
 
-def test_a_key_of_any_language_is_admitted() -> None:
-    assert ApiKey("密码").admits("Bearer 密码")
+def test_a_key_is_read_without_the_line_end_that_a_file_gave_it() -> None:
+    key = read_key({KEY_VARIABLE: " geheim\n"})
+    assert key is not None and ApiKey(key).admits("Bearer geheim")
+    assert read_key({}) is None and read_key({KEY_VARIABLE: ""}) is None
+
+
+@pytest.mark.parametrize("key", ["  \n", "schlüssel", "密码", "a\nb"])
+def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match="MTREC_API_KEY is blank or has characters"):
+        read_key({KEY_VARIABLE: key})
 
 
 def test_with_a_key_every_route_but_page_and_health_wants_it() -> None:
