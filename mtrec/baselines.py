@@ -1,16 +1,16 @@
 """Classical recommenders under the model's protocol: what a model must beat to be worth its cost.
 
 Each is fitted on the events that it is given (the caller cuts them off before the split), scores
-whole users against the whole catalogue, and is tuned on validation over a small fixed grid. They
-see what the model sees: a user's history, never its id, and two of them the items' texts. Pure
-NumPy and SciPy, and `implicit` for the factorisation. `evaluate.py` fits and reports them; nothing
-here reads files.
+whole users against the whole catalogue, and is tuned on validation: over a small grid, then from
+its best point on to better ones, so that no grid's edge holds a baseline back. Two of them read the
+items' texts. Pure NumPy and SciPy, and `implicit` for the factorisation. `evaluate.py` fits and
+reports them; nothing here reads files.
 
 Shapes: B users, N rows of the item vocabulary (row 0 padding, row 1 unknown), P rows.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,8 +98,10 @@ GRIDS: dict[str, list[dict[str, float]]] = {
         for reg in (0.08, 0.1, 0.12, 0.15)
     ],
 }
-"""Settings that are tried; baselines without an entry have nothing to tune."""
+"""Settings that are tried first; baselines without an entry have nothing to tune."""
+_MOST_MOVES = 5
 
+_COUNTS = ("factors", "neighbours")
 _BLOCK = 1 << 24
 
 
@@ -130,7 +132,7 @@ def fit_ranking(
         name: which one.
         histories: the events that may be known, and no others.
         num_items: N.
-        seed: decides `random` and the first factors of `ials` and `ials_text`.
+        seed: decides `random` and the first factors of `ials`, `ials_text` and `bpr`.
         settings: a value for each key of the baseline's grid.
         text: (N, W), the items' text vectors, zeros for items without text; for `TEXT_BASELINES`.
     """
@@ -247,8 +249,8 @@ def tune_ranking(
         text: as in `fit_ranking`.
 
     Returns:
-        What was chosen (the first of equals; without validation events the middle of the grid), and
-        the lists for validation under it: (U, k) int32.
+        What was chosen (see `_search`; without validation events the middle of the grid), and the
+        lists for validation under it: (U, k) int32.
     """
     known = histories.before("validation")
     relevance = relevant_items(histories, "validation", num_items, candidates)
@@ -257,15 +259,18 @@ def tune_ranking(
     if not relevance.count.any():
         chosen = options[len(options) // 2]
         return Tuned(chosen, float("nan"), 0), np.zeros((len(histories), k), np.int32)
-    best = Tuned({}, -np.inf, len(options))
-    lists = np.zeros((0, k), np.int32)
-    for settings in options:
+    best: tuple[float, NDArray[np.int32]] = (-np.inf, np.zeros((0, k), np.int32))
+
+    def judge(settings: Settings) -> float:
+        nonlocal best
         model = fit_ranking(name, known, num_items, seed=seed, settings=settings, text=text)
         ranked = rank(model, known, num_items, k=k, allowed=allowed)
         value = float(np.nanmean(metrics.ndcg(relevance.hits(ranked), relevance.count)))
-        if value > best.value:
-            best, lists = Tuned(settings, value, len(options)), ranked
-    return best, lists
+        if value > best[0]:
+            best = value, ranked
+        return value
+
+    return _search(options, judge), best[1]
 
 
 def tune_pointwise(
@@ -279,14 +284,47 @@ def tune_pointwise(
         return Tuned(options[len(options) // 2], float("nan"), 0)
     truth = histories.labels[task][rows].astype(np.float64)
     metric = metrics.logloss if kind == "binary" else metrics.rmse
-    best = Tuned({}, np.inf, len(options))
-    for settings in options:
+
+    def judge(settings: Settings) -> float:
         model = fit_pointwise(name, known, task, num_items, settings=settings)
         prediction = model.predict(histories.event_user[rows], histories.item_index[rows])
-        value = float(metric(truth, clip_prediction(prediction, kind), None))
-        if value < best.value:
-            best = Tuned(settings, value, len(options))
-    return best
+        return -float(metric(truth, clip_prediction(prediction, kind), None))
+
+    found = _search(options, judge)
+    return replace(found, value=-found.value)
+
+
+def _search(options: Sequence[dict[str, float]], judge: Callable[[Settings], float]) -> Tuned:
+    """Choose what is judged highest: of the options, then of what lies around the best.
+
+    Around a point lie those with one setting halved or doubled. As long as one of them is better,
+    the best of them is gone to, `_MOST_MOVES` times at most. Of equals the first stays.
+    """
+    judged: dict[tuple[tuple[str, float], ...], float] = {}
+
+    def best_of(tried: Sequence[dict[str, float]]) -> dict[str, float]:
+        for settings in tried:
+            key = tuple(settings.items())
+            if key not in judged:
+                judged[key] = judge(settings)
+        return max(tried, key=lambda settings: judged[tuple(settings.items())])
+
+    best = best_of(options)
+    for _ in range(_MOST_MOVES):
+        better = best_of([best, *_around(best)])
+        if better == best:
+            break
+        best = better
+    return Tuned(best, judged[tuple(best.items())], len(judged))
+
+
+def _around(settings: Settings) -> list[dict[str, float]]:
+    """Give the settings with one of them halved or doubled; counts stay whole."""
+    around: list[dict[str, float]] = []
+    for name, value in settings.items():
+        half = value // 2 if name in _COUNTS else value / 2
+        around += [{**settings, name: other} for other in (half, 2 * value) if other > 0]
+    return around
 
 
 def clip_prediction(
