@@ -26,6 +26,7 @@ class RankUsers:
         bundle: a version's folder or URI.
         config: the run.
         allowed: split to answer for -> (N,) bool, the items that may be listed; None: all.
+        popular: split -> (N,), what is popular before it.
         device: `cpu` or `cuda`.
     """
 
@@ -34,10 +35,15 @@ class RankUsers:
         bundle: str,
         config: Config,
         allowed: Mapping[str, NDArray[np.bool_] | None],
+        popular: Mapping[str, NDArray[np.float64]],
         device: str,
     ) -> None:
-        evaluated = as_evaluated(load_bundle(bundle), config)
-        self._recommender = Recommender(evaluated, device=device, threads=1)
+        shipped = load_bundle(bundle)
+        evaluated = as_evaluated(shipped, config, np.zeros_like(shipped.popular))
+        recommender = Recommender(evaluated, device=device, threads=1)
+        self._recommenders = {
+            split: recommender.with_popular(counts) for split, counts in popular.items()
+        }
         self._k = config.evaluate.k
         self._allowed = allowed
         self._tasks = [task.name for task in label_tasks(config.tasks)]
@@ -61,8 +67,9 @@ class RankUsers:
         histories = Histories.from_table(batch)
         columns: dict[str, pa.Array] = {"user_id": batch.column("user_id").combine_chunks()}
         for split, allowed in self._allowed.items():
+            recommender = self._recommenders[split]
             lists, predictions = answer(
-                self._recommender, histories, split, k=self._k, tasks=self._tasks, allowed=allowed
+                recommender, histories, split, k=self._k, tasks=self._tasks, allowed=allowed
             )
             columns[f"{split}_items"] = pa.FixedSizeListArray.from_arrays(
                 pa.array(lists.ravel(), pa.int32()), self._k
@@ -76,23 +83,26 @@ class RankUsers:
                     offsets, pa.array(predictions[task], pa.float32())
                 )
             if self._with_friends:
-                vectors = self._recommender.social_vectors(histories.before(split))
+                vectors = recommender.social_vectors(histories.before(split))
                 columns[f"{split}_social"] = pa.FixedSizeListArray.from_arrays(
                     pa.array(vectors.ravel(), pa.float32()), vectors.shape[1]
                 )
         return pa.table(columns)
 
 
-def as_evaluated(bundle: Bundle, config: Config) -> Bundle:
-    """Give a bundle as evaluation may use it: the run's `score` section, popularity of train only.
+def as_evaluated(bundle: Bundle, config: Config, popular: NDArray[np.float64]) -> Bundle:
+    """Give a bundle as evaluation may use it: the run's `score` section, popularity of its own.
 
     What ships counts all kept events; for a user of whom nothing is known that would tell the list
     what test holds.
+
+    Args:
+        bundle: the model.
+        config: the run.
+        popular: (N,), what is popular before the split that is judged.
     """
-    train_count = np.zeros_like(bundle.popular)
-    train_count[2:] = bundle.items.column("train_count").to_numpy()
     scored = bundle.config.model_copy(update={"score": config.score})
-    return replace(bundle, popular=train_count, config=scored)
+    return replace(bundle, popular=popular, config=scored)
 
 
 def answer(

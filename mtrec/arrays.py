@@ -4,7 +4,9 @@
 by `Ranker`. No Ray, no HTTP, no writing.
 """
 
+import copy
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +43,13 @@ class ArrayRecommender:
         )
         self._ranker = Ranker(bundle, self._catalogue.tie_rank, device=device, score=score)
         self._explainer = Explainer(self._ranker)
+
+    def with_popular(self, counts: NDArray[np.number]) -> Self:
+        """Give the same with other counts (N,) for users of whom nothing is known."""
+        other = copy.copy(self)
+        other._ranker = self._ranker.with_popular(counts)
+        other._explainer = Explainer(other._ranker)
+        return other
 
     def item_ids(self, item_index: NDArray[np.integer]) -> list[str]:
         """Give the ids of positions, as mtrec keeps them."""

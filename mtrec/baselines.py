@@ -32,12 +32,11 @@ from mtrec.classics import (
     Scores,
     Slim,
     TextNearest,
-    decayed_counts,
     fit_ials,
-    item_counts,
 )
 from mtrec.config import Candidates
 from mtrec.data.histories import SPLITS, Histories, unmet_items
+from mtrec.popular import decayed_counts, item_counts
 from mtrec.svdpp import SvdPP
 
 Settings = Mapping[str, float]

@@ -31,6 +31,7 @@ from mtrec.ials import ARRAYS, ImplicitFactors
 from mtrec.itemitem import ItemItem
 from mtrec.localcopy import local_files
 from mtrec.model.network import ModelSizes, MultiTaskModel, build_model
+from mtrec.popular import decayed_counts, item_counts, time_span
 from mtrec.text.spec import EncoderSpec
 from mtrec.userstore import SocialRows, UserStore, build_user_store
 from mtrec.versions import KIND, find_bundle, write_version
@@ -100,7 +101,9 @@ class Bundle:
         ials: the low-rank part of retrieval; None: there is none.
         factors: the factorised part of the ranking tasks; None: there is none.
         users: what answers by user id.
-        popular: (N,) int64, kept events per item.
+        popular: (N,) float64, kept events per item, decayed where there is a half-life.
+        half_life: that of recent popularity, as a share of the time spanned, where the model has
+            it; None: events count alike.
         metrics: validation values of the exported epoch.
         fitted_on: the splits that the model was fitted on.
         created: time of training, ISO 8601 in UTC.
@@ -119,7 +122,8 @@ class Bundle:
     ials: ImplicitFactors | None
     factors: FactorTerm | None
     users: UserStore
-    popular: NDArray[np.int64]
+    popular: NDArray[np.float64]
+    half_life: float | None
     metrics: dict[str, Any]
     fitted_on: list[str]
     created: str
@@ -142,6 +146,7 @@ def save_bundle(
     encoder: EncoderInfo | None = None,
     metrics: Mapping[str, Any] | None = None,
     fitted_on: Sequence[str] = ("train",),
+    half_life: float | None = None,
     key: str,
     parents: Mapping[str, str] | None = None,
 ) -> str:
@@ -164,6 +169,7 @@ def save_bundle(
         encoder: of the text vectors.
         metrics: JSON-like, goes to `metrics.json`.
         fitted_on: the splits whose events the weights have seen.
+        half_life: of recent popularity, if the model has it.
         key: hash of the work; its first 8 characters end the version's name.
         parents: ids of the artifacts that it was made from.
     """
@@ -202,7 +208,8 @@ def save_bundle(
                 place = os.path.join(folder, f"{prefix}_{name}.npy")
                 np.save(place, array, allow_pickle=False)
         pq.write_table(items, os.path.join(folder, "items.parquet"))
-        pq.write_table(_popular(histories, items), os.path.join(folder, "popular.parquet"))
+        popular = _popular(histories, items, half_life)
+        pq.write_table(popular, os.path.join(folder, "popular.parquet"))
         build_user_store(
             os.path.join(folder, "users"),
             histories,
@@ -217,6 +224,7 @@ def save_bundle(
             "sizes": sizes.to_json(),
             "encoder": _encoder_to_json(encoder),
             "fitted_on": list(fitted_on),
+            "half_life": half_life,
             "created": created.isoformat(timespec="seconds"),
         }
         for name, tree in (
@@ -329,11 +337,12 @@ def _read(folder: str, place: str) -> Bundle:
     shapes = (content.shape, collaborative.shape, bias.shape, search.shape[:1])
     if shapes != (shape, shape, shape[:1], shape[:1]) or len(ids) + NUM_SPECIAL != sizes.num_items:
         raise ValueError(f"item arrays do not have {sizes.num_items} rows")
-    popular = np.zeros(sizes.num_items, np.int64)
+    popular = np.zeros(sizes.num_items)
     counts = read_table(os.path.join(folder, "popular.parquet"))
     position = {item_id: at + NUM_SPECIAL for at, item_id in enumerate(ids)}
     rows = [position[item_id] for item_id in counts.column("item_id").to_pylist()]
-    popular[rows] = counts.column("count").to_numpy()
+    recent = "recent" if "recent" in counts.column_names else "count"
+    popular[rows] = counts.column(recent).to_numpy()
     encoder = description["encoder"]
     return Bundle(
         path=place,
@@ -350,6 +359,7 @@ def _read(folder: str, place: str) -> Bundle:
         factors=factors,
         users=UserStore(os.path.join(folder, "users")),
         popular=popular,
+        half_life=description.get("half_life"),
         metrics=tree("metrics.json"),
         fitted_on=description["fitted_on"],
         created=description["created"],
@@ -372,16 +382,26 @@ def _unreadable(place: str, error: Exception) -> ArtifactError:
     )
 
 
-def _popular(histories: Sequence[str], items: pa.Table) -> pa.Table:
-    """Count kept events per item, most first; ties in the catalogue's order."""
-    counts = np.zeros(items.num_rows + NUM_SPECIAL, np.int64)
+def _popular(histories: Sequence[str], items: pa.Table, half_life: float | None) -> pa.Table:
+    """Count kept events per item, most first; with a half-life also decayed, as `recent`."""
+    num_items = items.num_rows + NUM_SPECIAL
+    counts, spans = np.zeros(num_items, np.int64), list[tuple[float, float]]()
+    # A part at a time: together they may not fit.
     for path in histories:
         part = Histories.from_table(read_table(path))
-        counts += np.bincount(part.item_index, minlength=len(counts))
-    counts = counts[NUM_SPECIAL:]
-    order = np.argsort(-counts, kind="stable")
+        counts += item_counts(part, num_items)
+        spans += [span for span in [time_span(part)] if span is not None]
+    columns: dict[str, NDArray[Any]] = {"count": counts[NUM_SPECIAL:]}
+    if half_life is not None and spans:
+        whole = min(first for first, _ in spans), max(latest for _, latest in spans)
+        recent = np.zeros(num_items)
+        for path in histories:
+            part = Histories.from_table(read_table(path))
+            recent += decayed_counts(part, num_items, half_life, whole)
+        columns["recent"] = recent[NUM_SPECIAL:]
+    order = np.argsort(-columns["count"], kind="stable")
     ids = items.column("item_id").take(pa.array(order))
-    return pa.table({"item_id": ids, "count": counts[order]})
+    return pa.table({"item_id": ids, **{name: values[order] for name, values in columns.items()}})
 
 
 def _encoder_to_json(encoder: EncoderInfo | None) -> dict[str, Any] | None:

@@ -18,11 +18,13 @@ from mtrec import metrics
 from mtrec.data.histories import Histories
 from mtrec.ials import ImplicitFactors
 from mtrec.itemitem import interaction_matrix, inverse_of
+from mtrec.popular import item_counts
 
 Scores = NDArray[np.float32]
 
 _BLOCK = 1 << 24
 _TINY = 1e-12
+# Small problems: two threads gain, more only wait for each other, and neither changes a result.
 _NUM_THREADS = 2
 
 
@@ -40,13 +42,6 @@ class PointwiseBaseline(Protocol):
     def predict(self, user: NDArray[np.int64], item_index: NDArray[np.int32]) -> metrics.Floats:
         """Give (P,) predictions; `user` are positions in the histories that it was fitted on."""
         ...
-
-
-def item_counts(histories: Histories, num_items: int) -> NDArray[np.int64]:
-    """Count the events of each item: (N,); rows 0 and 1 are 0."""
-    counts = np.bincount(histories.item_index, minlength=num_items).astype(np.int64)
-    counts[:2] = 0
-    return counts
 
 
 # ---- ranking baselines --------------------------------------------------------------------------
@@ -406,24 +401,6 @@ class Bias:
 
 
 # ---- parts --------------------------------------------------------------------------------------
-
-# Small problems: two threads gain, more only wait for each other, and neither changes a result.
-
-
-def decayed_counts(histories: Histories, num_items: int, half_life: float) -> metrics.Floats:
-    """Count events with weight 2^(-age / half-life), the half-life a share of the time spanned.
-
-    Without times every event counts 1.
-    """
-    time, item = histories.timestamp, histories.item_index
-    known = np.isfinite(time)
-    if not known.any():
-        return item_counts(histories, num_items).astype(np.float64)
-    latest, first = time[known].max(), time[known].min()
-    age = (latest - np.where(known, time, first)) / max(latest - first, 1.0)
-    weighted = np.bincount(item, np.exp2(-age / half_life), minlength=num_items)
-    weighted[:2] = 0.0
-    return weighted.astype(np.float64)
 
 
 def _largest_per_row(

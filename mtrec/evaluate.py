@@ -38,6 +38,7 @@ from mtrec.itemitem import interaction_matrix
 from mtrec.metrics import Floats
 from mtrec.model.loading import read_links
 from mtrec.modelconfig import RegressionTask, label_tasks, social_task
+from mtrec.popular import popularity
 from mtrec.rayrun import cluster_cpus, cluster_gpus
 from mtrec.recommender import Recommender
 from mtrec.removal import removal_test
@@ -83,12 +84,7 @@ def evaluate(
     _check(shipped, items, place)
     splits = [split for split in HELD_OUT if split not in shipped.fitted_on]
     answered, social = ask_model(
-        config,
-        dataset=dataset,
-        bundle=place,
-        histories=histories,
-        splits=splits,
-        num_items=items.num_rows + 2,
+        config, shipped, dataset=dataset, histories=histories, splits=splits
     )
     event(logger, "evaluate.model", seconds=time.perf_counter() - started)
     tuned, notes = ask_baselines(
@@ -98,7 +94,8 @@ def evaluate(
     if social_task(config.tasks) is not None:
         users = read_table(storage.join(dataset, "users.parquet"))
         links = read_links(dataset, users)
-        ask_friends(config, shipped, histories, links, social, answered)
+        others = [name for name in SOCIAL_BASELINES if name in config.evaluate.baselines]
+        ask_friends(config, shipped, histories, links, social, answered, others)
     if shipped.fitted_on != ["train"]:
         notes.append(f"the model was fitted on {', '.join(shipped.fitted_on)}")
     report = build_report(
@@ -133,28 +130,26 @@ def evaluate(
 
 def ask_model(
     config: Config,
+    shipped: Bundle,
     *,
     dataset: str,
-    bundle: str,
     histories: Histories,
     splits: Sequence[str],
-    num_items: int,
 ) -> tuple[Answered, dict[str, NDArray[np.float32]]]:
     """Let actors answer for all users and put the answers in the order of `histories`.
 
     Args:
         config: the run.
+        shipped: the model.
         dataset: folder or URI of the dataset artifact.
-        bundle: a version's folder.
         histories: all events of the dataset.
         splits: the splits to answer for.
-        num_items: rows of the item vocabulary.
 
     Returns:
         The answers; and, with a social task, split -> social vectors (U, D).
     """
     tasks = [task.name for task in label_tasks(config.tasks)]
-    k = config.evaluate.k
+    k, num_items = config.evaluate.k, shipped.sizes.num_items
     gpus = int(cluster_gpus())
     allowed = {
         split: baselines.candidate_items(histories, split, num_items, config.evaluate.candidates)
@@ -168,9 +163,10 @@ def ask_model(
         .map_batches(
             RankUsers,
             fn_constructor_args=(
-                storage.absolute(bundle),
+                storage.absolute(shipped.path),
                 config,
                 allowed,
+                {split: _popular_before(shipped, histories, split) for split in splits},
                 "cuda" if gpus else "cpu",
             ),
             batch_size=1,
@@ -205,6 +201,10 @@ def ask_model(
     return answered, social
 
 
+def _popular_before(shipped: Bundle, histories: Histories, split: str) -> NDArray[np.float64]:
+    return popularity(histories.before(split), shipped.sizes.num_items, shipped.half_life)
+
+
 def ask_friends(
     config: Config,
     shipped: Bundle,
@@ -212,8 +212,9 @@ def ask_friends(
     links: Links,
     social: Mapping[str, NDArray[np.float32]],
     answered: Answered,
+    others: Sequence[str] = (),
 ) -> None:
-    """Add lists of friends, of the model and of the social baselines, to `answered`.
+    """Add lists of friends, of the model and of social baselines, to `answered`.
 
     Graph and vectors are those of the links and events before the split.
 
@@ -224,14 +225,15 @@ def ask_friends(
         links: all links, between all users of the dataset.
         social: split -> social vectors (U, D) of the users who have events.
         answered: split -> method -> answers.
+        others: names of social baselines.
     """
     k = config.evaluate.k
     store = shipped.users
     everybody = store.user_ids(np.arange(len(store)))
     place = store.find(histories.user_ids.tolist())
     silent = np.setdiff1d(np.arange(len(store)), place)
-    recommender = Recommender(as_evaluated(shipped, config), threads=1)
-    num_items = len(shipped.popular)
+    recommender = Recommender(as_evaluated(shipped, config, shipped.popular), threads=1)
+    num_items = shipped.sizes.num_items
     for split, methods in answered.items():
         known = histories.before(split).with_users(everybody)
         vectors = np.zeros((len(store), social[split].shape[1]), np.float32)
@@ -244,9 +246,8 @@ def ask_friends(
             vectors[asked], graph.links[asked], graph.items[asked], asked, k=k
         )
         lists = {MODEL: found}
-        for name in SOCIAL_BASELINES:
-            if name in config.evaluate.baselines:
-                lists[name] = baseline_lists(name, graph, asked, k=k)
+        for name in others:
+            lists[name] = baseline_lists(name, graph, asked, k=k)
         for name, places in lists.items():
             friends = metric_lists(places, asked, len(store))
             methods[name] = replace(methods.get(name, Answers(None, {})), friends=friends)
@@ -261,7 +262,8 @@ def look_closer(config: Config, shipped: Bundle, histories: Histories, items: It
     """
     started = time.perf_counter()
     wanted, seed = config.evaluate, config.run.seed
-    recommender = Recommender(as_evaluated(shipped, config))
+    popular = _popular_before(shipped, histories, "test")
+    recommender = Recommender(as_evaluated(shipped, config, popular))
     found: dict[str, Tree] = {}
     if wanted.explanations:
         known = histories.before("test")

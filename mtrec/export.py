@@ -73,8 +73,11 @@ def export_bundle(
     data, _ = load_training_data(
         config, dataset=dataset, embeddings=embeddings, fitted_on=fitted_on
     )
+    half_life = None
     if config.model.recency is not None:
-        state = _with_recency(config, state, data, dataset=dataset, embeddings=embeddings)
+        state, half_life = _with_recency(
+            config, state, data, dataset=dataset, embeddings=embeddings
+        )
     model = build_model(config.model, config.tasks, data.sizes)
     model.load_state_dict(state["export"])
     model.eval()
@@ -127,6 +130,7 @@ def export_bundle(
             "history": history,
         },
         fitted_on=fitted_on,
+        half_life=half_life,
         key=key,
         parents=parents,
     )
@@ -159,10 +163,12 @@ def _with_recency(
     *,
     dataset: str,
     embeddings: str,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], float | None]:
     """Add recent popularity to the items' biases, of the weights that ship and of those judged.
 
-    Validation chooses how much; what ships counts the events that the model was fitted on.
+    Validation chooses how much; what ships counts the events that the model was fitted on. Also
+    gives the half-life, by which users of whom nothing is known get what is popular; None:
+    validation leaves it out.
     """
     known, held_out = load_training_data(config, dataset=dataset, embeddings=embeddings)
     judged = state.get("validated", state["export"])
@@ -179,7 +185,7 @@ def _with_recency(
     shipped = {**state, "export": added(state["export"], data.train)}
     if "validated" in state:
         shipped["validated"] = added(state["validated"], known.train)
-    return shipped
+    return shipped, chosen["half_life"] if chosen["scale"] else None
 
 
 def _retrieval_terms(

@@ -5,10 +5,11 @@ score"). `Recommender` puts requests in front of it; `evaluate` and `score` come
 `Recommender` too, so all three rank alike. It knows positions, not ids; no files, no Ray.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -157,6 +158,12 @@ class Ranker:
         self._popular = Popular(bundle.popular, tie_rank)
         # In a catalogue without any content, what behaviour taught tells what is alike.
         self.likeness = arrays.content if arrays.content.any() else arrays.collaborative
+
+    def with_popular(self, counts: NDArray[np.number]) -> Self:
+        """Give the same with other counts (N,) for users of whom nothing is known."""
+        other = copy.copy(self)
+        other._popular = Popular(counts, self.tie_rank)
+        return other
 
     @property
     def is_exact(self) -> bool:

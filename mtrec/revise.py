@@ -350,9 +350,10 @@ def _extend(
         weights[name] = torch.cat([value, value.new_zeros(count, *value.shape[1:])])
     storage.write_bytes(path, save(weights))
     _append(os.path.join(folder, "items.parquet"), new)
-    zeros = pa.array(np.zeros(count, np.int64))
-    counts = pa.table({"item_id": new.column("item_id"), "count": zeros})
-    _append(os.path.join(folder, "popular.parquet"), counts)
+    path = os.path.join(folder, "popular.parquet")
+    zeros = pa.array(np.zeros(count))
+    counts = dict.fromkeys(read_table(path).column_names, zeros)
+    _append(path, pa.table({**counts, "item_id": new.column("item_id")}))
     path = os.path.join(folder, "config.json")
     description = storage.read_json(path)
     description["sizes"]["num_items"] = before + count

@@ -134,9 +134,7 @@ def compare_bundles(
     answers: dict[str, Answers] = {}
     for asked, place in ((config, bundle), *others.values()):
         if place not in answers:
-            answers[place] = _ask(
-                asked, dataset, place, histories, links, items.num_rows + 2, split
-            )
+            answers[place] = _ask(asked, dataset, place, histories, links, split)
     return compare_twins(
         config,
         links=links,
@@ -155,19 +153,14 @@ def _ask(
     bundle: str,
     histories: Histories,
     links: Links | None,
-    num_items: int,
     split: str,
 ) -> Answers:
+    loaded = load_bundle(bundle)
     answered, social = ask_model(
-        config,
-        dataset=dataset,
-        bundle=bundle,
-        histories=histories,
-        splits=[split],
-        num_items=num_items,
+        config, loaded, dataset=dataset, histories=histories, splits=[split]
     )
     if links is not None:
-        ask_friends(config, load_bundle(bundle), histories, links, social, answered)
+        ask_friends(config, loaded, histories, links, social, answered)
     return answered[split][MODEL]
 
 

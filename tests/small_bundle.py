@@ -99,6 +99,7 @@ def make_small(
     template: bool = True,
     social: bool = False,
     ials: bool = False,
+    half_life: float | None = None,
 ) -> Small:
     """Write the bundle.
 
@@ -109,6 +110,7 @@ def make_small(
         template: these come from a template; else they are told by behaviour.
         social: with a social task.
         ials: with iALS's factors.
+        half_life: of recent popularity.
     """
     config = small_config(social=social)
     if not (text and template):
@@ -164,6 +166,7 @@ def make_small(
         social=SocialRows(_links(), rng.normal(size=(8, 8)).astype(np.float32)) if social else None,
         encoder=EncoderInfo(encoder.id, encoder.name, encoder.dim),
         metrics={"validation": {"click/ndcg@10": 0.5}, "history": [{"epoch": 1}]},
+        half_life=half_life,
         key="0123456789abcdef",
     )
     return Small(config, dataset, folder / "bundles", version, histories)

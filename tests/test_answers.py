@@ -46,14 +46,29 @@ def test_lists_hold_nothing_of_the_history_and_unasked_users_have_none(small: "S
     assert (lists[5] >= 2).all()
 
 
-def test_an_evaluated_bundle_knows_the_popularity_of_train_only(small: "Small") -> None:
+def test_an_evaluated_bundle_has_the_runs_weights_and_a_popularity_of_its_own(
+    small: "Small",
+) -> None:
     bundle = load_bundle(small.path)
     config = small.config.model_copy(
         update={"score": small.config.score.model_copy(update={"weights": {"like": 1.0}})}
     )
-    evaluated = as_evaluated(bundle, config)
-    assert evaluated.popular.tolist() == [0, 0] + [1] * 12
+    evaluated = as_evaluated(bundle, config, np.arange(14.0))
+    assert evaluated.popular.tolist() == list(range(14))
     assert evaluated.config.score.weights == {"like": 1.0}
+
+
+def test_users_of_whom_nothing_is_known_get_what_was_popular_before_each_split(
+    small: "Small",
+) -> None:
+    two = small.histories.rows([0, 1])
+    split = np.where(two.event_user == 0, 1, 2).astype(np.int8)
+    histories = replace(two, user_ids=np.array(["new", "newer"], object), split=split)
+    popular = {"validation": np.arange(14.0), "test": np.arange(14.0)[::-1].copy()}
+    actor = RankUsers(small.path, small.config, dict.fromkeys(popular), popular, "cpu")
+    table = actor.answer(histories.to_table())
+    assert table.column("validation_items").to_pylist()[0][:3] == [13, 12, 11]
+    assert table.column("test_items").to_pylist()[1][:3] == [2, 3, 4]
 
 
 def test_parts_are_answered_batch_by_batch_as_a_whole(small: "Small", tmp_path: Path) -> None:
@@ -63,7 +78,9 @@ def test_parts_are_answered_batch_by_batch_as_a_whole(small: "Small", tmp_path: 
         pq.write_table(histories.rows(rows).to_table(), path)
     score = small.config.score.model_copy(update={"batch_size": 2})
     config = small.config.model_copy(update={"score": score})
-    actor = RankUsers(small.path, config, {"test": None, "validation": None}, "cpu")
+    splits = ("test", "validation")
+    popular = {split: np.zeros(14) for split in splits}
+    actor = RankUsers(small.path, config, dict.fromkeys(splits), popular, "cpu")
 
     found = pa.concat_tables(list(actor(pa.table({"part": paths}))))
 

@@ -10,6 +10,7 @@ from small_bundle import Small, make_small
 from mtrec import artifacts, storage
 from mtrec.bundle import EncoderInfo, load_bundle
 from mtrec.errors import ArtifactError
+from mtrec.popular import popularity
 from mtrec.recommender import Recommender
 from mtrec.text.spec import EncoderSpec
 
@@ -31,6 +32,28 @@ def test_what_is_loaded_is_what_was_saved(small: Small) -> None:
     for name, value in bundle.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
     assert not bundle.model.training
+
+
+def test_with_a_half_life_users_of_whom_nothing_is_known_get_what_is_popular_of_late(
+    tmp_path: Path,
+) -> None:
+    small = make_small(tmp_path, half_life=0.05)
+    expected = popularity(small.histories, 14, 0.05)
+    bundle = load_bundle(small.path)
+    assert bundle.popular == pytest.approx(expected)
+    assert bundle.half_life == 0.05
+    (answer,) = Recommender(bundle).recommend([{"k": 3}])
+    ids = bundle.items.column("item_id").to_pylist()
+    best = sorted(range(2, 14), key=lambda at: (-expected[at], ids[at - 2]))[:3]
+    assert answer["cold_start"]
+    assert [entry["item_id"] for entry in answer["recommendations"]] == [ids[a - 2] for a in best]
+    assert (
+        best
+        != sorted(
+            range(2, 14),
+            key=lambda at: (-popularity(small.histories, 14, None)[at], ids[at - 2]),
+        )[:3]
+    )
 
 
 def test_popular_counts_every_kept_event(small: Small) -> None:

@@ -54,8 +54,9 @@ def test_samples_are_asked_with_what_was_known_before_test(small: "Small") -> No
     facts = _item_facts(shipped, pq.read_table(small.dataset / "items.parquet"))
     found = look_closer(config, shipped, histories, facts)
 
-    recommender = Recommender(as_evaluated(shipped, config))
     known = histories.before("test")
+    popular = np.bincount(known.item_index, minlength=14) * (np.arange(14) > 1.0)
+    recommender = Recommender(as_evaluated(shipped, config, popular))
     assert found["explanations"] == removal_test(recommender, known, num_users=5, seed=0)
     draws = Draws(100, 0)
     assert found["dial"] == measure_dial(
@@ -104,7 +105,7 @@ def test_evaluate_writes_report_and_page(small: "Small", tmp_path: Path, ray_loc
     from mtrec.recommender import Recommender
 
     histories = with_held_out(small.histories)
-    recommender = Recommender(as_evaluated(load_bundle(small.path), config))
+    recommender = Recommender(as_evaluated(load_bundle(small.path), config, np.zeros(14)))
     lists, predictions = answer(recommender, histories, "test", k=4, tasks=["stars", "like"])
     last = histories.offsets[1:] - 1
     hits = (lists == histories.item_index[last][:, None]).any(1)

@@ -92,6 +92,7 @@ def test_recent_popularity_is_in_the_biases_and_knows_validation_after_a_refit(
         for item, time in zip(train.item_index, train.timestamp, strict=True):
             counts[item] += 0.5 ** ((train.timestamp.max() - time) / span / 0.2)
         plain, popular = exporter(fitted_on), exporter(fitted_on, recency={})
+        assert (plain.half_life, popular.half_life) == (None, 0.2)
         added = popular.vectors.bias - plain.vectors.bias
         met = counts > 0
         assert added[met] == pytest.approx(3.0 * np.log(1 + counts[met]), rel=1e-4)

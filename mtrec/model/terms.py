@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtrec import metrics
-from mtrec.classics import decayed_counts, fit_ials
+from mtrec.classics import fit_ials
 from mtrec.config import Config
 from mtrec.data.histories import Histories
 from mtrec.factors import Factors, FactorTerm, fit_join
@@ -24,6 +24,7 @@ from mtrec.model.batches import TrainingData
 from mtrec.model.network import MultiTaskModel
 from mtrec.model.validation import BLOCK, listed_hits, open_logits, validate_block
 from mtrec.modelconfig import RegressionTask, label_tasks
+from mtrec.popular import decayed_counts
 
 # What an item-item term is multiplied by once iALS is beside it.
 _BESIDE = (0.25, 0.5, 0.75, 1.5)
