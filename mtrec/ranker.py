@@ -180,8 +180,8 @@ class Ranker:
         """Encode B users.
 
         Args:
-            histories: B users; events of unknown items do not count, and only the latest events
-                that the model can see.
+            histories: B users; events of unknown items do not count, and of the others only the
+                latest, `ModelConfig.kept_events`.
             users: B rows.
             exclude: B arrays of positions; by default the items of each history.
             text_logits: (B, N) float32, what their words add to the logits; by default nothing.
@@ -192,6 +192,8 @@ class Ranker:
         histories = histories.select(histories.item_index >= NUM_SPECIAL)
         if exclude is None:
             exclude = np.split(histories.item_index, histories.offsets[1:-1])
+        # As many as a bundle keeps of who asks by id: every way to ask gives the same list.
+        histories = histories.latest(self.bundle.config.model.kept_events)
         is_cold = (np.diff(histories.offsets) == 0) & ~users.is_known
         added = self._added(histories, text_logits)
         events = histories if self.bundle.factors is not None else None
@@ -331,13 +333,14 @@ class Ranker:
         """Give the log of each item's share in the softmax over what may be listed: (B, C).
 
         Args:
-            histories: B users.
+            histories: B users; of each the latest events count, as in `crowd`.
             users: rows of users.
             owner: (B,) whose row there goes with each history.
             item_index: (C,) positions of items that may be listed.
             exclude: positions that must not be listed.
             text_logits: (1, N) float32, what words add to the logits of all; by default nothing.
         """
+        histories = histories.latest(self.bundle.config.model.kept_events)
         states = self._states(histories, users, owner)
         if text_logits is not None:
             column = sparse.csr_array(np.ones((len(histories), 1), np.float32))

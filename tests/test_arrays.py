@@ -55,6 +55,20 @@ def test_pairs_are_predicted_as_in_requests(small: Small, recommender: Recommend
             assert values[at] == pytest.approx(entry["tasks"][task], rel=1e-5)
 
 
+def test_terms_of_the_logits_know_what_requests_by_id_know(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """A bundle keeps a user's latest events; what is added to the logits must not see more."""
+    small = make_small(tmp_path_factory.mktemp("terms"), ials=True)
+    assert (np.diff(small.histories.offsets) > small.config.model.kept_events).any()
+    recommender = Recommender.load(small.path)
+    lists = recommender.rank_lists(small.histories, k=4)
+    for row, user_id in enumerate(small.histories.user_ids.tolist()):
+        (answer,) = recommender.recommend([{"user_id": user_id, "k": 4}])
+        scores = [entry["score"] for entry in answer["recommendations"]]
+        assert lists.score[row][: len(scores)].tolist() == pytest.approx(scores, rel=1e-5)
+
+
 def test_explanations_are_those_of_requests(small: Small, recommender: Recommender) -> None:
     lists = recommender.rank_lists(small.histories, k=3)
     # Requests know of a stored user what the bundle keeps.

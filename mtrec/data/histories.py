@@ -161,6 +161,8 @@ class Histories:
 
     def latest(self, length: int) -> Self:
         """Keep each user's latest events, `length` at most."""
+        if not (np.diff(self.offsets) > length).any():
+            return self
         starts, _ = last_windows(self, length)
         return self.select(np.arange(self.num_events) >= starts[self.event_user])
 

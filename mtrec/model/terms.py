@@ -200,9 +200,10 @@ def _ndcg_with(
         block = users[begin : begin + BLOCK]
         history, wanted = data.train.rows(block), held_out.rows(block)
         _, logits = open_logits(model, config, data, history, block, vectors)
+        seen = history.latest(config.model.kept_events)
         added = {}
         for name, term in terms.items():
-            scores = term.scores(history)
+            scores = term.scores(seen)
             dense = scores if isinstance(scores, np.ndarray) else scores.toarray()
             added[name] = torch.from_numpy(dense).to(logits.device)
         for at, option in enumerate(options):

@@ -81,9 +81,10 @@ def test_the_item_item_term_is_the_best_of_those_tried(any_config, fitted) -> No
     )
     found, chosen = choose_item_item(model, config, data, held_out)
     size, values = data.sizes.num_items, {}
+    seen = data.train.latest(config.model.kept_events)
     ndcg = _ndcg_beside(model, data, held_out)
     for reg in term.reg:
-        added = fit_ease(data.train, size, reg=reg, top=6).scores(data.train).toarray()
+        added = fit_ease(data.train, size, reg=reg, top=6).scores(seen).toarray()
         for scale in (0.0, *term.scales):
             values[reg, scale] = ndcg(scale * added)
     assert chosen["ndcg"] == pytest.approx(max(values.values()), rel=1e-6)
@@ -104,11 +105,12 @@ def test_ials_is_the_best_of_those_tried_beside_an_item_item_term(any_config, fi
     )
     ease = fit_ease(data.train, size, reg=5.0, top=6).scaled(0.3)
     found, beside, chosen = choose_ials(model, config, data, held_out, ease)
-    of_ease = ease.scores(data.train).toarray()
+    seen = data.train.latest(config.model.kept_events)
+    of_ease = ease.scores(seen).toarray()
     ndcg = _ndcg_beside(model, data, held_out)
     first = {(0, 0.0): ndcg(of_ease)}
     scores = [
-        fit_ials(data.train, size, seed=config.run.seed, **one.model_dump()).scores(data.train)
+        fit_ials(data.train, size, seed=config.run.seed, **one.model_dump()).scores(seen)
         for one in tried
     ]
     first |= {(at, s): ndcg(of_ease + s * scores[at]) for at in (0, 1) for s in (0.5, 5.0)}
@@ -123,9 +125,9 @@ def test_ials_is_the_best_of_those_tried_beside_an_item_item_term(any_config, fi
     assert chosen["ndcg"] == pytest.approx(max(again.values()), rel=1e-6)
     assert again[chosen["item_item"]] == pytest.approx(chosen["ndcg"], rel=1e-6)
     np.testing.assert_allclose(
-        beside.scores(data.train).toarray(), chosen["item_item"] * of_ease, rtol=1e-5
+        beside.scores(seen).toarray(), chosen["item_item"] * of_ease, rtol=1e-5
     )
-    np.testing.assert_allclose(found.scores(data.train), scale * scores[at], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found.scores(seen), scale * scores[at], rtol=1e-3, atol=1e-5)
 
 
 def test_texts_tell_ials_of_items_that_nobody_met_where_validation_says_so(
