@@ -29,6 +29,14 @@ def problems(config: "Config") -> Iterator[str]:
     for task in config.tasks:
         if task.kind in ("regression", "binary"):
             yield from _check_label(f"tasks.{task.name}.label", task.label, columns)
+        if task.kind == "regression":
+            scale = getattr(columns.get(task.label), "scale", "standard")
+            if scale != "standard":
+                # The network starts at an item's mean in these units, which must be around 0.
+                yield (
+                    f'tasks.{task.name}.label: "{task.label}" is learned as (value - mean) / '
+                    f"deviation: leave its column's scale at standard, found {scale}"
+                )
     if config.model.factors is not None:
         yield from _check_factors(config.model.factors, columns)
     weighable = [task.name for task in config.tasks if task.kind != "social"]

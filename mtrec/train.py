@@ -272,7 +272,13 @@ def _worker(settings: dict[str, Any]) -> None:
         state.model.load_state_dict(exported)
         values = validate(state.model, config, data, held_out, rank=rank, num_workers=num_workers)
         state.model.load_state_dict(kept)
-        # Without validation events the last epoch is the one that ships.
+        if name not in values and len(held_out.item_index) and state.epoch == 1 and rank == 0:
+            logger.warning(
+                "%s has no value on validation, such as an AUC of labels that are all alike: the "
+                "last epoch ships; set train.monitor to another value",
+                name,
+            )
+        # Without the value, or validation events at all, the last epoch is the one that ships.
         score = values.get(name, float(state.epoch)) * (1.0 if up or name not in values else -1.0)
         if math.isnan(state.best) or score > state.best:
             state.best, state.best_epoch = score, state.epoch

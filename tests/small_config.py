@@ -10,7 +10,7 @@ def tree(**sections: Any) -> dict[str, Any]:
             "interactions": {
                 "path": "ratings.csv",
                 "timestamp": "time",
-                "columns": {"rating": {"kind": "number", "min": 1, "max": 5, "scale": "none"}},
+                "columns": {"rating": {"kind": "number", "min": 1, "max": 5}},
             },
             "items": {
                 "path": "items.csv",

@@ -26,6 +26,19 @@ def test_a_split_by_time_and_columns_of_time_need_times() -> None:
         parse_config(broken)
 
 
+@pytest.mark.parametrize("scale", ["none", "minmax"])
+def test_a_regression_wants_its_label_scaled_around_zero(scale: str) -> None:
+    broken = tree()
+    columns = broken["data"]["interactions"].setdefault("columns", {})
+    columns["rating"] = {"kind": "number", "scale": scale}
+    stars = {"name": "stars", "kind": "regression", "label": "rating", "min": 1, "max": 5}
+    broken["tasks"] = [{"name": "next", "kind": "retrieval"}, stars]
+    with pytest.raises(ConfigError, match=rf"scale at standard, found {scale}"):
+        parse_config(broken)
+    broken["tasks"][-1] = {"name": "like", "kind": "binary", "label": "rating >= 4"}
+    parse_config(broken)
+
+
 def test_only_what_users_say_of_items_is_factorised() -> None:
     broken = tree()
     columns = broken["data"]["interactions"].setdefault("columns", {})

@@ -140,7 +140,7 @@ def train_step(state: TrainState, batch: TrainingBatch, config: Config) -> dict[
     """Take one step on the global batch of which this worker holds `batch`.
 
     Returns:
-        Each loss's mean over the global batch.
+        Each loss's mean over the global batch; NaN where the batch has nothing of a task.
 
     Raises:
         DataError: a loss is not finite; names the task. The weights are as before the step.
@@ -156,11 +156,12 @@ def train_step(state: TrainState, batch: TrainingBatch, config: Config) -> dict[
         num_workers = torch.distributed.get_world_size()
         torch.distributed.all_reduce(shown)
     means = {
-        name: float(total / count) if count > 0 else 0.0
+        name: float(total / count) if count > 0 else math.nan
         for name, total, count in zip(sums, shown[0].tolist(), shown[1].tolist(), strict=True)
     }
+    absent = {name for name, count in zip(sums, shown[1].tolist(), strict=True) if count == 0}
     for name, mean in means.items():
-        if not math.isfinite(mean):
+        if name not in absent and not math.isfinite(mean):
             raise DataError(
                 f'the loss of task "{name}" is {mean} at step {state.step}, expected a finite '
                 "number\nlower train.learning_rate, or look for extreme values of its label"
@@ -171,7 +172,6 @@ def train_step(state: TrainState, batch: TrainingBatch, config: Config) -> dict[
         for position, (name, total) in enumerate(zip(sums, totals, strict=True))
     }
     state.optimizer.zero_grad(set_to_none=True)
-    absent = {name for name, count in zip(sums, shown[1].tolist(), strict=True) if count == 0}
     state.objective.balance(losses, absent).backward()
     nn.utils.clip_grad_norm_(state.objective.parameters(), config.train.clip_norm)
     for group in state.optimizer.param_groups:
@@ -187,13 +187,16 @@ def train_step(state: TrainState, batch: TrainingBatch, config: Config) -> dict[
 def train_epoch(
     state: TrainState, config: Config, data: TrainingData, *, rank: int = 0, num_workers: int = 1
 ) -> dict[str, float]:
-    """Take every step of one epoch; gives each loss's mean over the steps."""
+    """Take every step of one epoch; gives each loss's mean over the steps that have it, else 0."""
     collected: dict[str, list[float]] = {}
     for batch in epoch_batches(config, data, state.epoch, rank=rank, num_workers=num_workers):
         for name, value in train_step(state, batch, config).items():
             collected.setdefault(name, []).append(value)
     state.epoch += 1
-    return {name: float(np.mean(values)) for name, values in collected.items()}
+    return {
+        name: 0.0 if np.isnan(values).all() else float(np.nanmean(values))
+        for name, values in collected.items()
+    }
 
 
 def _loss_weights(config: Config, data: TrainingData) -> tuple[dict[str, float], dict[str, float]]:

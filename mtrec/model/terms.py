@@ -208,7 +208,7 @@ def _ndcg_with(
             added[name] = torch.from_numpy(dense).to(logits.device)
         for at, option in enumerate(options):
             total = logits + sum(factor * added[name] for name, factor in option.items())
-            hits, count = listed_hits(config, data, total, wanted)
+            hits, count = listed_hits(config, data, total, history, wanted)
             values[at].append(metrics.ndcg(hits, count))
     return [float(np.nanmean(np.concatenate(parts))) if parts else 0.0 for parts in values]
 

@@ -152,9 +152,28 @@ def _states(
 
 
 def listed_hits(
-    config: Config, data: TrainingData, logits: torch.Tensor, wanted: Histories
+    config: Config,
+    data: TrainingData,
+    logits: torch.Tensor,
+    history: Histories,
+    wanted: Histories,
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Give for each user which of the k best items are wanted, and how many there are."""
+    """Give for each user which of the k best items are wanted, and how many there are.
+
+    Items of the history are in no list, so they are not wanted (`baselines.relevant_items`).
+
+    Args:
+        config: the run.
+        data: says which items are cold.
+        logits: (B, N), -inf for what may not be listed.
+        history: what is known of the B users.
+        wanted: the same users with the events to predict.
+    """
+    met, asked = (
+        events.event_user * np.int64(data.sizes.num_items) + events.item_index
+        for events in (history, wanted)
+    )
+    wanted = wanted.select(~np.isin(asked, met) | (wanted.item_index < 2))
     top = logits.topk(min(config.evaluate.k, logits.shape[1]))
     ranked = torch.where(torch.isfinite(top.values), top.indices, 0).cpu().numpy()
     if config.evaluate.candidates == "cold":
@@ -181,7 +200,7 @@ def validate_block(
     device = data.trained.device
     history, wanted = data.train.rows(users), held_out.rows(users)
     states, logits = open_logits(model, config, data, history, users, vectors)
-    hits, count = listed_hits(config, data, logits, wanted)
+    hits, count = listed_hits(config, data, logits, history, wanted)
     retrieval = next(task.name for task in config.tasks if task.kind == "retrieval")
     values: dict[str, NDArray[Any]] = {
         f"{retrieval}/ndcg@{config.evaluate.k}": metrics.ndcg(hits, count),

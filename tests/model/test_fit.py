@@ -153,6 +153,22 @@ def test_a_step_without_links_leaves_the_other_tasks_as_they_are(
     assert all(not p.grad.any() for p in state.model.social.parameters())
 
 
+def test_an_epochs_loss_is_over_the_steps_that_have_the_task(config, make_data) -> None:
+    data, _ = make_data()
+    labels = np.full(data.train.num_events, np.nan, np.float32)
+    labels[:3] = (1.0, 0.0, 1.0)
+    sparse = {**data.train.labels, "like": labels}
+    data = _replaced(data, train=_replaced(data.train, labels=sparse))
+    config = _with_train(config, batch_size=1, learning_rate=1e-12)
+    state = start_state(config, data, CPU)
+    step = [
+        state.objective(batch)["like"]
+        for batch in epoch_batches(config, data, 0, rank=0, num_workers=1)
+    ]
+    (whole,) = [(total / count).item() for total, count in step if count > 0]
+    assert train_epoch(state, config, data)["like"] == pytest.approx(whole, rel=1e-5)
+
+
 def test_the_seed_decides_the_result(any_config, make_data) -> None:
     config = any_config
     data, _ = make_data()

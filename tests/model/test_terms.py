@@ -36,7 +36,9 @@ def _ndcg_beside(model, data, held_out) -> Callable[[np.ndarray], float]:
     def ndcg(added: np.ndarray) -> float:
         total = logits + added
         place = (total > total[rows, held_out.item_index][:, None]).sum(1) + 1
-        return float(np.mean(np.where(place <= 10, 1 / np.log2(place + 1), 0)))
+        # What a user met before is not asked for.
+        is_new = np.isfinite(logits[rows, held_out.item_index])
+        return float(np.mean(np.where(place <= 10, 1 / np.log2(place + 1), 0)[is_new]))
 
     return ndcg
 

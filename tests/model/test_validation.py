@@ -41,6 +41,18 @@ def test_validation_equals_a_loop_over_users(any_config, fitted) -> None:
     assert found["stars/rmse"] == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-5)
 
 
+def test_what_a_user_met_before_is_not_wanted(any_config, fitted) -> None:
+    """It is in no list, and the report does not ask for it either (`relevant_items`)."""
+    model, data, held_out = fitted
+    before = validate(model, any_config, data, held_out)["item/ndcg@10"]
+    again = [data.train.rows([user]).item_index[0] for user in range(len(held_out))]
+    place = np.repeat(np.arange(len(held_out)), 2)
+    item = np.stack([held_out.item_index, again], axis=1).ravel()
+    twice = replace(held_out.rows(place), item_index=item.astype(np.int32))
+    twice = replace(twice, user_ids=held_out.user_ids, offsets=2 * np.arange(len(held_out) + 1))
+    assert validate(model, any_config, data, twice)["item/ndcg@10"] == before
+
+
 def test_cold_candidates_are_ranked_among_themselves(any_config, fitted) -> None:
     model, data, held_out = fitted
     unmet = np.array([4, 5, 6, 7, 8, 9])
