@@ -133,8 +133,8 @@ def answer(
     known = histories.before(split).rows(asked)
     lists = np.zeros((len(histories), k), np.int32)
     if len(asked):
-        found, _ = recommender.top_k(known, k=k, allowed=allowed)
-        lists[asked] = np.maximum(found, 0)
+        found = recommender.rank_lists(known, k=k, allowed=allowed, with_tasks=False)
+        lists[asked] = np.maximum(found.item_index, 0)
     predictions = {task: np.zeros(0, np.float32) for task in tasks}
     if len(rows) and tasks:
         position = np.searchsorted(asked, histories.event_user[rows])

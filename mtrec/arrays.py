@@ -62,7 +62,6 @@ class ArrayRecommender:
     def rank_lists(
         self,
         histories: Histories,
-        users: UserRows | None = None,
         *,
         k: int,
         exclude: Sequence[NDArray[np.integer]] | None = None,
@@ -73,10 +72,11 @@ class ArrayRecommender:
     ) -> RankedLists:
         """Give the lists of B users by their histories, blended as `score.weights` says.
 
+        Their features and texts are what is stored under their ids.
+
         Args:
             histories: B users; only the latest events that the model can see count, and events of
                 unknown items do not.
-            users: B rows; by default what is stored under the histories' user ids.
             k: items per user at most.
             exclude: B arrays of positions; by default the items of each user's history here.
             allowed: (N,) bool, the positions that may be listed; by default all.
@@ -87,7 +87,7 @@ class ArrayRecommender:
         Raises:
             RequestError: the conditions name what the catalogue does not have.
         """
-        users = self.user_rows(histories.user_ids.tolist()) if users is None else users
+        users = self.user_rows(histories.user_ids.tolist())
         crowd = self._ranker.crowd(histories, users, exclude)
         if conditions is not None:
             met = self.allowed(conditions)
@@ -118,7 +118,6 @@ class ArrayRecommender:
         self,
         histories: Histories,
         lists: RankedLists,
-        users: UserRows | None = None,
         *,
         exclude: Sequence[NDArray[np.integer]] | None = None,
     ) -> list[list[Explanation]]:
@@ -127,14 +126,13 @@ class ArrayRecommender:
         Args:
             histories: B users, those of the lists.
             lists: what `rank_lists` gave for them.
-            users: B rows; by default what is stored under the histories' user ids.
             exclude: as given to `rank_lists`.
 
         Returns:
             For each user an explanation an item, in the order of the list; none for users of whom
             nothing is known, whose lists the model's logits do not make.
         """
-        users = self.user_rows(histories.user_ids.tolist()) if users is None else users
+        users = self.user_rows(histories.user_ids.tolist())
         crowd = self._ranker.crowd(histories, users, exclude)
         return [
             self._explainer.explain(lists.item_index[row], crowd.rows([row]), histories, users, row)
@@ -170,28 +168,12 @@ class ArrayRecommender:
         users = self.user_rows(histories.user_ids.tolist())
         return self._ranker.social_vectors(self._ranker.crowd(histories, users).states)
 
-    def top_k(
-        self,
-        histories: Histories,
-        users: UserRows | None = None,
-        *,
-        k: int,
-        exclude: Sequence[NDArray[np.integer]] | None = None,
-        allowed: NDArray[np.bool_] | None = None,
-    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """Give B users' lists as (item_index, score), both (B, k); see `rank_lists`."""
-        lists = self.rank_lists(
-            histories, users, k=k, exclude=exclude, allowed=allowed, with_tasks=False
-        )
-        return lists.item_index, lists.score
-
     def score_pairs(
         self,
         histories: Histories,
         rows: NDArray[np.integer],
         item_index: NDArray[np.integer],
         *,
-        users: UserRows | None = None,
         context: PairContext | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """Predict every ranking task for P pairs of a user and an item: {task: (P,) float32}.
@@ -200,9 +182,8 @@ class ArrayRecommender:
             histories: B users, what is known of them.
             rows: (P,) positions of users in `histories`.
             item_index: (P,) positions of items; 1 for an item outside the catalogue.
-            users: B rows; by default what is stored under the histories' user ids.
             context: P rows; by default nothing is known.
         """
-        users = self.user_rows(histories.user_ids.tolist()) if users is None else users
+        users = self.user_rows(histories.user_ids.tolist())
         crowd = self._ranker.crowd(histories, users)
         return self._ranker.predict_pairs(crowd, rows, item_index, context)

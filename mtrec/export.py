@@ -73,16 +73,17 @@ def export_bundle(
     data, _ = load_training_data(
         config, dataset=dataset, embeddings=embeddings, fitted_on=fitted_on
     )
-    half_life = None
-    if config.model.recency is not None:
-        state, half_life = _with_recency(
-            config, state, data, dataset=dataset, embeddings=embeddings
-        )
-    model = build_model(config.model, config.tasks, data.sizes)
-    model.load_state_dict(state["export"])
-    model.eval()
-    item_item, ials = _retrieval_terms(config, state, data, dataset=dataset, embeddings=embeddings)
-    factors = _factors(config, state, data, dataset=dataset, embeddings=embeddings)
+    half_life = item_item = ials = factors = None
+    parts = config.model
+    if any((parts.recency, parts.item_item, parts.ials, parts.factors)):
+        known, held_out = load_training_data(config, dataset=dataset, embeddings=embeddings)
+        if parts.recency is not None:
+            state, half_life = _with_recency(config, state, data, known, held_out)
+        judged = _network(config, known, state.get("validated", state["export"]))
+        item_item, ials = _retrieval_terms(config, judged, data, known, held_out)
+        if parts.factors is not None:
+            factors = _factors(config, judged, data, known, held_out)
+    model = _network(config, data, state["export"])
     with torch.no_grad():
         vectors = model.encode_items(data.items, data.trained)
     store = open_store(config, embeddings)
@@ -136,6 +137,14 @@ def export_bundle(
     )
 
 
+def _network(
+    config: Config, data: TrainingData, weights: Mapping[str, torch.Tensor]
+) -> MultiTaskModel:
+    model = build_model(config.model, config.tasks, data.sizes)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
 def _social_rows(
     config: Config,
     model: MultiTaskModel,
@@ -160,9 +169,8 @@ def _with_recency(
     config: Config,
     state: dict[str, Any],
     data: TrainingData,
-    *,
-    dataset: str,
-    embeddings: str,
+    known: TrainingData,
+    held_out: Histories,
 ) -> tuple[dict[str, Any], float | None]:
     """Add recent popularity to the items' biases, of the weights that ship and of those judged.
 
@@ -170,11 +178,8 @@ def _with_recency(
     gives the half-life, by which users of whom nothing is known get what is popular; None:
     validation leaves it out.
     """
-    known, held_out = load_training_data(config, dataset=dataset, embeddings=embeddings)
-    judged = state.get("validated", state["export"])
-    model = build_model(config.model, config.tasks, known.sizes)
-    model.load_state_dict(judged)
-    chosen = choose_recency(model, config, known, held_out)
+    judged = _network(config, known, state.get("validated", state["export"]))
+    chosen = choose_recency(judged, config, known, held_out)
     event(logger, "train.recency", **chosen)
 
     def added(weights: Mapping[str, torch.Tensor], events: Histories) -> dict[str, torch.Tensor]:
@@ -190,15 +195,15 @@ def _with_recency(
 
 def _retrieval_terms(
     config: Config,
-    state: dict[str, Any],
+    judged: MultiTaskModel,
     data: TrainingData,
-    *,
-    dataset: str,
-    embeddings: str,
+    known: TrainingData,
+    held_out: Histories,
 ) -> tuple[ItemItem | None, ImplicitFactors | None]:
     """Fit what is added to the logits on the events that the model was fitted on.
 
-    Validation chooses settings and scales.
+    Validation (`held_out`) chooses settings and scales beside the network that it judged, which
+    knows what came before (`known`).
     """
     item_term, size = config.model.item_item, data.sizes.num_items
     if item_term is not None and size - NUM_SPECIAL > item_term.max_items:
@@ -209,19 +214,14 @@ def _retrieval_terms(
             item_term.max_items,
         )
         item_term = None
-    if item_term is None and config.model.ials is None:
-        return None, None
-    known, held_out = load_training_data(config, dataset=dataset, embeddings=embeddings)
-    model = build_model(config.model, config.tasks, known.sizes)
-    model.load_state_dict(state.get("validated", state["export"]))
     is_again = known.train.num_events != data.train.num_events
     item_item, ials = None, None
     of_items: dict[str, float] = {}
     if item_term is not None:
-        item_item, of_items = choose_item_item(model, config, known, held_out)
+        item_item, of_items = choose_item_item(judged, config, known, held_out)
         event(logger, "train.item_item", **of_items)
     if config.model.ials is not None:
-        ials, item_item, chosen = choose_ials(model, config, known, held_out, item_item)
+        ials, item_item, chosen = choose_ials(judged, config, known, held_out, item_item)
         event(logger, "train.ials", **chosen)
         of_items["scale"] = of_items.get("scale", 0.0) * chosen["item_item"]
         if ials is not None and is_again:
@@ -244,16 +244,13 @@ def _retrieval_terms(
 
 def _factors(
     config: Config,
-    state: dict[str, Any],
+    judged: MultiTaskModel,
     data: TrainingData,
-    *,
-    dataset: str,
-    embeddings: str,
+    known: TrainingData,
+    held_out: Histories,
 ) -> FactorTerm | None:
     """Factorise the events that the model was fitted on; how it joins is chosen by validation."""
-    if config.model.factors is None:
-        return None
-    known, held_out = load_training_data(config, dataset=dataset, embeddings=embeddings)
+    assert config.model.factors is not None, "a configuration with factors"
     factors = _fit_factors(config, known)
     if factors is None:
         logger.warning(
@@ -261,9 +258,7 @@ def _factors(
             config.model.factors.column,
         )
         return None
-    model = build_model(config.model, config.tasks, known.sizes)
-    model.load_state_dict(state.get("validated", state["export"]))
-    term, figures = join_factors(model, config, known, held_out, factors)
+    term, figures = join_factors(judged, config, known, held_out, factors)
     event(logger, "train.factors", joined=",".join(term.weights) or "no task", **figures)
     if known.train.num_events == data.train.num_events:
         return term

@@ -199,11 +199,6 @@ class UserStore:
     def __len__(self) -> int:
         return self._num_users
 
-    @property
-    def text_width(self) -> int:
-        """The width of the users' text vectors; 0 if users have no text."""
-        return int(self._text.shape[1])
-
     def find(self, user_ids: Sequence[str]) -> NDArray[np.int64]:
         """Give the positions of ids: (B,) int64, -1 where an id is unknown."""
         return np.array([self._find(user_id) for user_id in user_ids], np.int64)

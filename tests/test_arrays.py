@@ -15,8 +15,8 @@ def recommender(small: Small) -> Recommender:
 def test_lists_hold_only_allowed_items(small: Small, recommender: Recommender) -> None:
     allowed = np.zeros(NUM_ITEMS + 2, bool)
     allowed[[3, 5, 8, 12]] = True
-    everything, _ = recommender.top_k(small.histories, k=NUM_ITEMS)
-    found, _ = recommender.top_k(small.histories, k=NUM_ITEMS, allowed=allowed)
+    everything = recommender.rank_lists(small.histories, k=NUM_ITEMS).item_index
+    found = recommender.rank_lists(small.histories, k=NUM_ITEMS, allowed=allowed).item_index
     for row, ranked in zip(found, everything, strict=True):
         assert row[row >= 0].tolist() == [item for item in ranked if item in (3, 5, 8, 12)]
 

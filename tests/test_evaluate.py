@@ -149,7 +149,7 @@ def test_cold_items_are_ranked_among_themselves_beside_baselines_that_read_text(
         wanted = set(mine.item_index[mine.split == 2])
         if not wanted:
             continue
-        ranked, _ = recommender.top_k(known.rows([user]), k=12)
+        ranked = recommender.rank_lists(known.rows([user]), k=12).item_index
         listed = [place for place in ranked[0] if place in unmet][:3]
         ours.append(len(wanted & set(listed)) / len(wanted))
         free.append(len(wanted & set(ranked[0, :3])) / len(wanted))

@@ -59,7 +59,8 @@ def test_history_in_the_request_gives_what_the_stored_one_gives(
             for user_id, row in zip(users, rows, strict=True)
         ]
     )
-    item_index, score = recommender.top_k(small.histories.rows(rows), k=5)
+    lists = recommender.rank_lists(small.histories.rows(rows), k=5)
+    item_index, score = lists.item_index, lists.score
     ids = ["", "", *item_ids(False)]
     for at, (one, other) in enumerate(zip(stored, explicit, strict=True)):
         assert listed(one) == listed(other) == [ids[place] for place in item_index[at] if place > 0]
