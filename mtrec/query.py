@@ -55,7 +55,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A request whose fields have the right types and bounds; see SURFACE in `README.md`."""
+    """A request whose fields have the right types and bounds; `/openapi.json` describes them."""
 
     user_id: str | None = None
     history: list[Event] | None = None

@@ -1,4 +1,4 @@
-"""The tree of `report.json`: what SURFACE promises, and what is left out when it is undefined."""
+"""The tree of `report.json`: what is in it, and what is left out when it is undefined."""
 
 import json
 from typing import Any
