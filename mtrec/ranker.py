@@ -1,7 +1,8 @@
 """From users' histories to ranked lists and predictions, as arrays: the steps behind every answer.
 
-User state, candidates from the index, ranking network, blend, list. `Recommender` puts requests in front of it; `evaluate` and `score` come through
-`Recommender` too, so all three rank alike. It knows positions, not ids; no files, no Ray.
+User state, candidates from the index, ranking network, blend, list. `Recommender` puts requests in
+front of it; `evaluate` and `score` come through `Recommender` too, so all three rank alike. It
+knows positions, not ids; no files, no Ray.
 """
 
 import copy

@@ -15,6 +15,7 @@ def report(ndcg: float, popular: float, *, rmse: float | None = 1.0) -> dict[str
         model["rating"] = {"rmse": rmse}
     return {
         "protocol": {
+            "ranking": "the whole catalogue",
             "data": "log.csv",
             "users": 4,
             "items": 9,
