@@ -199,6 +199,11 @@ def demo(
         from mtrec.serve.ingress import check_port
 
         check_port("127.0.0.1", port)  # now, not after the training
+    if not config.is_file():
+        raise ConfigError(
+            f"cannot find {config}, which is the demo\n"
+            "run this in a checkout of mtrec, or name the file with --config"
+        )
     loaded, outcome = _stages(config, settings, address, verbose)
     _print_report(outcome.paths)
     if not no_serve:

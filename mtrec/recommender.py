@@ -265,7 +265,7 @@ class Recommender(ArrayRecommender):
 
     def describe(self, item_ids: Sequence[str | int]) -> list[dict[str, Any]]:
         """Give the columns of items, in the order asked; unknown items are left out."""
-        ids = [item_id for item_id in read_ids(item_ids, "item_ids") if item_id in self._catalogue]
+        ids = [item_id for item_id in read_ids(item_ids, "id") if item_id in self._catalogue]
         return self._catalogue.describe([self._catalogue.position(item_id) for item_id in ids])
 
     def find_users(self, prefix: str, limit: int) -> list[str | int]:
@@ -281,7 +281,7 @@ class Recommender(ArrayRecommender):
         Raises:
             RequestError: the user is not known (404).
         """
-        asked = read_id(user_id, "user_id")
+        asked = read_id(user_id, "id")
         found = tell_user(self.bundle.users, self._catalogue, asked, limit)
         if found is None:
             raise RequestError(

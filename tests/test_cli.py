@@ -212,3 +212,11 @@ def test_the_demo_looks_at_its_port_before_the_work(capsys: pytest.CaptureFixtur
 def test_every_command_knows_verbose(command: list[str]) -> None:
     with pytest.raises(MtrecError):
         app([*command, "--verbose"], standalone_mode=False)
+
+
+def test_the_demo_outside_of_a_checkout_says_where_it_belongs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_shell(lambda: app(["demo", "--no-serve"], standalone_mode=False)) == 2
+    assert "run this in a checkout of mtrec" in capsys.readouterr().err

@@ -47,11 +47,18 @@ def check_labels(config: Config, parts: Sequence[Misfits]) -> None:
             expected = "0 and 1"
             if isinstance(task, RegressionTask):
                 expected = f"{task.min:g} to {task.max:g}"
-            raise DataError(
-                f'task {task.name}: label "{task.label}" has {sum(n for n, _ in found)} values '
-                f"that do not fit, for example {found[0][1]:g}; expected {expected}\n"
+            remedy = (
                 "bound the column (data.interactions.columns.*.min, max) so that such rows are "
                 "set aside, or change the task"
+            )
+            if config.data.quality.keep == "mean" and 0.0 < found[0][1] < 1.0:
+                remedy = (
+                    "data.quality.keep: mean gives duplicates the mean of their labels: set it to "
+                    "last or first, or make the label a comparison such as rating >= 4"
+                )
+            raise DataError(
+                f'task {task.name}: label "{task.label}" has {sum(n for n, _ in found)} values '
+                f"that do not fit, for example {found[0][1]:g}; expected {expected}\n{remedy}"
             )
 
 

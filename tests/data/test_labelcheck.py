@@ -9,10 +9,11 @@ STARS = {"name": "stars", "kind": "regression", "label": "rating", "min": 1, "ma
 LIKE = {"name": "like", "kind": "binary", "label": "rating >= 4"}
 
 
-def make_config(*tasks):
+def make_config(*tasks, keep="last"):
     return parse_config(
         {
             "data": {
+                "quality": {"keep": keep},
                 "interactions": {"path": "x", "columns": {"rating": {"kind": "number"}}},
                 "split": {"method": "random"},
             },
@@ -56,3 +57,9 @@ def test_ranges_are_joined_over_all_parts():
     parts = [find_ranges(config, found) for found in (raw(2.0, np.nan, 3.0), raw(3.5), raw(np.nan))]
     assert parts[2] == {}
     assert join_ranges(parts) == {"stars": (2.0, 3.5), "like": (0.0, 0.0)}
+
+
+def test_a_mean_of_zeros_and_ones_is_told_as_what_it_is():
+    config = make_config({"name": "like", "kind": "binary", "label": "rating"}, keep="mean")
+    with pytest.raises(DataError, match=r"for example 0\.5; .*\ndata\.quality\.keep: mean gives"):
+        check_labels(config, [find_misfits(config, raw(1.0, 0.5))])
