@@ -40,6 +40,8 @@ from mtrec.popular import decayed_counts, item_counts
 from mtrec.svdpp import SvdPP
 
 Settings = Mapping[str, float]
+Watch = Callable[[int], None]
+"""Is told how many settings were tried, after each of them."""
 
 DENSE_BASELINES = frozenset({"ease", "slim"})
 """Baselines whose cost grows with the square of the catalogue or worse."""
@@ -235,6 +237,7 @@ def tune_ranking(
     seed: int,
     candidates: Candidates = "all",
     text: NDArray[np.floating] | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Tuned, NDArray[np.int32]]:
     """Choose a ranking baseline's settings by NDCG@k on validation.
 
@@ -246,6 +249,7 @@ def tune_ranking(
         seed: as in `fit_ranking`.
         candidates: as in `candidate_items`.
         text: as in `fit_ranking`.
+        watch: see there.
 
     Returns:
         What was chosen (see `_search`; without validation events the middle of the grid), and the
@@ -269,11 +273,17 @@ def tune_ranking(
             best = value, ranked
         return value
 
-    return _search(options, judge), best[1]
+    return _search(options, judge, watch), best[1]
 
 
 def tune_pointwise(
-    name: str, histories: Histories, task: str, num_items: int, *, kind: str
+    name: str,
+    histories: Histories,
+    task: str,
+    num_items: int,
+    *,
+    kind: str,
+    watch: Watch | None = None,
 ) -> Tuned:
     """Choose a pointwise baseline's settings on validation, by RMSE or, if binary, by log loss."""
     known = histories.before("validation")
@@ -289,11 +299,15 @@ def tune_pointwise(
         prediction = model.predict(histories.event_user[rows], histories.item_index[rows])
         return -float(metric(truth, clip_prediction(prediction, kind), None))
 
-    found = _search(options, judge)
+    found = _search(options, judge, watch)
     return replace(found, value=-found.value)
 
 
-def _search(options: Sequence[dict[str, float]], judge: Callable[[Settings], float]) -> Tuned:
+def _search(
+    options: Sequence[dict[str, float]],
+    judge: Callable[[Settings], float],
+    watch: Watch | None = None,
+) -> Tuned:
     """Choose what is judged highest: of the options, then of what lies around the best.
 
     Around a point lie those with one setting halved or doubled. As long as one of them is better,
@@ -306,6 +320,8 @@ def _search(options: Sequence[dict[str, float]], judge: Callable[[Settings], flo
             key = tuple(settings.items())
             if key not in judged:
                 judged[key] = judge(settings)
+                if watch is not None:
+                    watch(len(judged))
         return max(tried, key=lambda settings: judged[tuple(settings.items())])
 
     best = best_of(options)

@@ -48,6 +48,8 @@ from mtrec.runlog import event
 from mtrec.versions import find_bundle
 
 logger = logging.getLogger("mtrec.evaluate")
+# Seconds between two lines about a baseline whose tuning takes long.
+_SAY_S = 10.0
 
 HELD_OUT = SPLITS[1:]
 """The splits that are evaluated: validation, test."""
@@ -333,7 +335,14 @@ def ask_baselines(
         if name in baselines.RANKING_BASELINES:
             candidates = config.evaluate.candidates
             found, lists = baselines.tune_ranking(
-                name, histories, num_items, k=k, seed=seed, candidates=candidates, text=text
+                name,
+                histories,
+                num_items,
+                k=k,
+                seed=seed,
+                candidates=candidates,
+                text=text,
+                watch=_teller(name),
             )
             tuned[name] = {retrieval: _tuned_json(found, f"ndcg@{k}")}
             for split in answered:
@@ -364,7 +373,9 @@ def _ask_pointwise(
     predictions: dict[str, dict[str, Floats]] = {split: {} for split in answered}
     chosen: Tree = {}
     for task in label_tasks(config.tasks):
-        found = baselines.tune_pointwise(name, histories, task.name, num_items, kind=task.kind)
+        found = baselines.tune_pointwise(
+            name, histories, task.name, num_items, kind=task.kind, watch=_teller(name)
+        )
         chosen[task.name] = _tuned_json(found, "logloss" if task.kind == "binary" else "rmse")
         bounds = (task.min, task.max) if isinstance(task, RegressionTask) else (0.0, 1.0)
         for split in answered:
@@ -378,6 +389,19 @@ def _ask_pointwise(
         tuned[name] = chosen
         for split in answered:
             answered[split][name] = Answers(None, predictions[split])
+
+
+def _teller(name: str) -> baselines.Watch:
+    """Give what says now and then how far the tuning of a baseline is."""
+    said = time.monotonic()
+
+    def tell(tried: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > _SAY_S:
+            said = time.monotonic()
+            event(logger, "evaluate.tuning", name=name, tried=tried)
+
+    return tell
 
 
 def _tuned_json(found: baselines.Tuned, metric: str) -> Tree:

@@ -182,7 +182,9 @@ def test_tuning_goes_beyond_the_grid_to_the_best_it_can_reach(
         asked.append(tuple(settings.values()))
         return -sum(abs(np.log(settings[name] / peak[name])) for name in peak)
 
-    tuned = baselines._search(grid, judge)
+    told: list[int] = []
+    tuned = baselines._search(grid, judge, told.append)
+    assert told == list(range(1, tuned.tried + 1))
     assert tuned.settings == found
     assert tuned.value == judge(found)
     assert len(set(asked[:-1])) == len(asked[:-1]) == tuned.tried
