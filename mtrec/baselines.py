@@ -101,6 +101,8 @@ GRIDS: dict[str, list[dict[str, float]]] = {
 }
 """Settings that are tried first; baselines without an entry have nothing to tune."""
 _MOST_MOVES = 5
+# A fit's time grows with their third power.
+_MOST_FACTORS = 256
 
 _COUNTS = ("factors", "neighbours")
 _BLOCK = 1 << 24
@@ -339,7 +341,7 @@ def _around(settings: Settings) -> list[dict[str, float]]:
     for name, value in settings.items():
         half = value // 2 if name in _COUNTS else value / 2
         around += [{**settings, name: other} for other in (half, 2 * value) if other > 0]
-    return around
+    return [other for other in around if other.get("factors", 0) <= _MOST_FACTORS]
 
 
 def clip_prediction(
