@@ -148,7 +148,8 @@ def test_evaluation_batch_and_http_agree(which: str, request: pytest.FixtureRequ
         item: at for at, item in enumerate(recommender.bundle.items["item_id"].to_pylist(), 2)
     }
     item_index = np.array([positions[first[user]] for user in histories.user_ids], np.int32)
-    table: pa.Table = RankUsers(bundles, config, {"test": None}, "cpu").answer(
+    popular = {"test": recommender.bundle.popular}
+    table: pa.Table = RankUsers(bundles, config, {"test": None}, popular, "cpu").answer(
         _with_test_event(histories, item_index).to_table()
     )
     evaluated = {row["user_id"]: row for row in table.to_pylist()}
