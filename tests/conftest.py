@@ -1,5 +1,6 @@
 """Fixtures that every test may use: one local Ray a session, and quiet, repeatable settings."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -46,6 +47,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in ("slow", "ray")
     }
     items.sort(key=lambda item: (item.path not in marked["slow"], item.path not in marked["ray"]))
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Undo what a command set up in a test: its handler writes to a stream that will be closed."""
+    logger = logging.getLogger("mtrec")
+    saved = (logger.handlers[:], logger.level, logger.propagate)
+    yield
+    logger.handlers[:], logger.level, logger.propagate = saved
 
 
 @pytest.fixture(scope="session")
