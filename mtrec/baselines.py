@@ -9,8 +9,8 @@ reports them; nothing here reads files.
 Shapes: B users, N rows of the item vocabulary (row 0 padding, row 1 unknown), P rows.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +38,7 @@ from mtrec.config import Candidates
 from mtrec.data.histories import SPLITS, Histories, unmet_items
 from mtrec.popular import decayed_counts, item_counts
 from mtrec.svdpp import SvdPP
-
-Settings = Mapping[str, float]
-Watch = Callable[[int], None]
-"""Is told how many settings were tried, after each of them."""
+from mtrec.tuning import Settings, Tuned, Watch, search
 
 DENSE_BASELINES = frozenset({"ease", "slim"})
 """Baselines whose cost grows with the square of the catalogue or worse."""
@@ -100,21 +97,8 @@ GRIDS: dict[str, list[dict[str, float]]] = {
     ],
 }
 """Settings that are tried first; baselines without an entry have nothing to tune."""
-_MOST_MOVES = 5
-# A fit's time grows with their third power.
-_MOST_FACTORS = 256
 
-_COUNTS = ("factors", "neighbours")
 _BLOCK = 1 << 24
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """What tuning chose, by which figure, and all that was tried."""
-
-    settings: dict[str, float]
-    value: float
-    tried: int
 
 
 # ---- fitting and tuning -------------------------------------------------------------------------
@@ -254,8 +238,8 @@ def tune_ranking(
         watch: see there.
 
     Returns:
-        What was chosen (see `_search`; without validation events the middle of the grid), and the
-        lists for validation under it: (U, k) int32.
+        What was chosen (see `tuning.search`; without validation events the middle of the grid), and
+        the lists for validation under it: (U, k) int32.
     """
     known = histories.before("validation")
     relevance = relevant_items(histories, "validation", num_items, candidates)
@@ -275,7 +259,7 @@ def tune_ranking(
             best = value, ranked
         return value
 
-    return _search(options, judge, watch), best[1]
+    return search(options, judge, watch), best[1]
 
 
 def tune_pointwise(
@@ -301,47 +285,8 @@ def tune_pointwise(
         prediction = model.predict(histories.event_user[rows], histories.item_index[rows])
         return -float(metric(truth, clip_prediction(prediction, kind), None))
 
-    found = _search(options, judge, watch)
+    found = search(options, judge, watch)
     return replace(found, value=-found.value)
-
-
-def _search(
-    options: Sequence[dict[str, float]],
-    judge: Callable[[Settings], float],
-    watch: Watch | None = None,
-) -> Tuned:
-    """Choose what is judged highest: of the options, then of what lies around the best.
-
-    Around a point lie those with one setting halved or doubled. As long as one of them is better,
-    the best of them is gone to, `_MOST_MOVES` times at most. Of equals the first stays.
-    """
-    judged: dict[tuple[tuple[str, float], ...], float] = {}
-
-    def best_of(tried: Sequence[dict[str, float]]) -> dict[str, float]:
-        for settings in tried:
-            key = tuple(settings.items())
-            if key not in judged:
-                judged[key] = judge(settings)
-                if watch is not None:
-                    watch(len(judged))
-        return max(tried, key=lambda settings: judged[tuple(settings.items())])
-
-    best = best_of(options)
-    for _ in range(_MOST_MOVES):
-        better = best_of([best, *_around(best)])
-        if better == best:
-            break
-        best = better
-    return Tuned(best, judged[tuple(best.items())], len(judged))
-
-
-def _around(settings: Settings) -> list[dict[str, float]]:
-    """Give the settings with one of them halved or doubled; counts stay whole."""
-    around: list[dict[str, float]] = []
-    for name, value in settings.items():
-        half = value // 2 if name in _COUNTS else value / 2
-        around += [{**settings, name: other} for other in (half, 2 * value) if other > 0]
-    return [other for other in around if other.get("factors", 0) <= _MOST_FACTORS]
 
 
 def clip_prediction(

@@ -45,6 +45,7 @@ from mtrec.removal import removal_test
 from mtrec.report import Answered, Answers, build_report
 from mtrec.report_page import render_html
 from mtrec.runlog import event
+from mtrec.tuning import Tuned, Watch
 from mtrec.versions import find_bundle
 
 logger = logging.getLogger("mtrec.evaluate")
@@ -391,7 +392,7 @@ def _ask_pointwise(
             answered[split][name] = Answers(None, predictions[split])
 
 
-def _teller(name: str) -> baselines.Watch:
+def _teller(name: str) -> Watch:
     """Give what says now and then how far the tuning of a baseline is."""
     said = time.monotonic()
 
@@ -404,7 +405,7 @@ def _teller(name: str) -> baselines.Watch:
     return tell
 
 
-def _tuned_json(found: baselines.Tuned, metric: str) -> Tree:
+def _tuned_json(found: Tuned, metric: str) -> Tree:
     tree: Tree = {"settings": dict(found.settings), "tried": found.tried}
     return {**tree, f"validation_{metric}": found.value} if np.isfinite(found.value) else tree
 

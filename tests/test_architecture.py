@@ -33,7 +33,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
             "ials",
             "svdpp",
         ),
-        *("baselines", "classics", "report"),
+        *("baselines", "classics", "tuning", "report"),
         *("comparison", "charts", "twins_page", "pageparts"),
         *("report_page", "report_sections", "report_text", "report_view"),
         *("query", "catalogue", "popular", "folds", "harm", "profile"),
