@@ -107,7 +107,6 @@ def write_bundle(folder: Path, num_items: int, num_users: int, *, seed: int = 0)
         users={},
         events={"rating": ColumnTransform("number", None, 3.0, 1.4)},
         id_types={"user_id": "string", "item_id": "string"},
-        train_time_range=(1e9, 2e9),
     )
     dataset = folder / "dataset"
     (dataset / "histories").mkdir(parents=True)

@@ -271,7 +271,6 @@ def _transform(*, integer_ids: bool) -> FeatureTransform:
             ),
         },
         id_types={"user_id": kind, "item_id": kind},
-        train_time_range=(1e9, 2e9),
     )
 
 

@@ -218,14 +218,12 @@ class FeatureTransform:
         users: of the users table.
         events: of the interactions table.
         id_types: `user_id`, `item_id` -> `string` or `int64`: how answers write ids.
-        train_time_range: first and last time of the training events, seconds; None without times.
     """
 
     items: Columns = field(default_factory=dict)
     users: Columns = field(default_factory=dict)
     events: Columns = field(default_factory=dict)
     id_types: dict[str, str] = field(default_factory=dict)
-    train_time_range: tuple[float, float] | None = None
 
     @property
     def item_sizes(self) -> FeatureSizes:
@@ -307,13 +305,11 @@ class FeatureTransform:
                 ("events", self.events),
             )
         }
-        time = list(self.train_time_range) if self.train_time_range is not None else None
-        return tree | {"id_types": dict(self.id_types), "train_time_range": time}
+        return tree | {"id_types": dict(self.id_types)}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:
         """Read what `to_json` gave."""
-        time = tree["train_time_range"]
 
         def columns(table: str) -> Columns:
             return {entry["name"]: ColumnTransform.from_json(entry) for entry in tree[table]}
@@ -323,7 +319,6 @@ class FeatureTransform:
             columns("users"),
             columns("events"),
             dict(tree["id_types"]),
-            (float(time[0]), float(time[1])) if time is not None else None,
         )
 
 
@@ -352,7 +347,6 @@ def fit_transform(
     users: Mapping[str, Summary],
     events: Mapping[str, Summary],
     id_types: Mapping[str, str],
-    train_time_range: tuple[float, float] | None,
     bounds: Mapping[str, Mapping[str, Bounds]] | None = None,
 ) -> FeatureTransform:
     """Fit the transform on summaries of training rows.
@@ -363,7 +357,6 @@ def fit_transform(
         users: of users that have one.
         events: of training events.
         id_types: how answers write ids.
-        train_time_range: first and last time of training events.
         bounds: table -> column -> what outliers are clipped to.
     """
     data, bounds = config.data, bounds or {}
@@ -372,7 +365,6 @@ def fit_transform(
         fit_columns(data.users.columns if data.users else {}, users, bounds.get("users")),
         fit_columns(data.interactions.columns, events, bounds.get("interactions")),
         dict(id_types),
-        train_time_range,
     )
 
 

@@ -66,7 +66,6 @@ class PartTally:
         users: `user_id`, `train_events`; sorted by user.
         items: `item_id`, `train_count` of the items with training events; sorted by item.
         summaries: per configured column, of the training events.
-        train_time_range: first and last time of training events; None if there is no such time.
         integer_ids: id column -> whether all ids were integers in the source.
         misfits: labels that do not fit their tasks.
         labels: ends of the labels of training events.
@@ -80,7 +79,6 @@ class PartTally:
     users: pa.Table
     items: pa.Table
     summaries: dict[str, Summary]
-    train_time_range: tuple[float, float] | None
     integer_ids: dict[str, bool]
     misfits: Misfits
     labels: Ranges
@@ -332,7 +330,6 @@ def _tally(
     items = pa.table(
         {"item_id": counted.field("values"), "train_count": counted.field("counts")}
     ).sort_by("item_id")
-    times = _numpy(training, "timestamp") if "timestamp" in events.column_names else np.zeros(0)
     trained = np.add.reduceat(train.astype(np.int64), offsets[:-1]) if len(split) else offsets[:0]
     return PartTally(
         kept=len(split),
@@ -346,7 +343,6 @@ def _tally(
         ),
         items=items,
         summaries=summarise(training, config.data.interactions.columns),
-        train_time_range=(float(times.min()), float(times.max())) if len(times) else None,
         integer_ids=integer_ids,
         misfits=find_misfits(config, _raw_numbers(events, config)),
         labels=find_ranges(config, _raw_numbers(training, config)),

@@ -330,7 +330,6 @@ class _Preparation:
         data = self.config.data
         in_training = pc.is_in(items.column("item_id"), trained_items.column("item_id"))
         of_training = pc.is_in(users.column("user_id"), trained_users.column("user_id"))
-        times = [t.train_time_range for t in tallies if t.train_time_range is not None]
         integers = [tally.integer_ids for tally in tallies]
         id_types = {
             name: "int64"
@@ -348,9 +347,6 @@ class _Preparation:
                 for name in data.interactions.columns
             },
             id_types=id_types,
-            train_time_range=(min(t[0] for t in times), max(t[1] for t in times))
-            if times
-            else None,
             bounds=self.accounts.bounds,
         )
 

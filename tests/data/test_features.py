@@ -160,7 +160,6 @@ def full_transform(tmp_path):
         users=summarise(pa.table({"age": [1 / 3], "gender": ["F"]}), data.users.columns),
         events=summarise(pa.table({"rating": [1.0, 4.0]}), data.interactions.columns),
         id_types={"user_id": "string", "item_id": "int64"},
-        train_time_range=(0.1, 1e9),
     )
 
 

@@ -62,7 +62,6 @@ def test_events_are_sorted_by_user_and_time_and_split():
     assert ordered["split"].to_pylist() == [0, 1, 2, 0]
     assert tally.splits == (2, 1, 1)
     assert tally.items.to_pylist() == [{"item_id": "x", "train_count": 2}]
-    assert tally.train_time_range == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +86,9 @@ def test_duplicates_go_as_configured(key, keep, ratings):
 
 def test_without_times_the_source_decides_the_order():
     rows = [("u", "c", 0.0), ("u", "a", 0.0), ("u", "b", 0.0)]
-    ordered, tally = order(make_events(rows), make_config(timestamp=None))
+    ordered, _ = order(make_events(rows), make_config(timestamp=None))
     assert in_order(ordered) == [("u", "c"), ("u", "a"), ("u", "b")]
     assert "timestamp" not in ordered.column_names
-    assert tally.train_time_range is None
 
 
 def test_the_seed_decides_ties_in_time():
@@ -157,7 +155,6 @@ def finish(rows, config, items=("x", "y", "z")):
         users={},
         events=tally.summaries,
         id_types={},
-        train_time_range=None,
     )
     names = pa.array([f"The {item}" for item in items])
     catalogue = pa.table({"item_id": pa.array(items), "name": names})
