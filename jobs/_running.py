@@ -84,8 +84,8 @@ def run_twins(row: Row, seed: int, options: Options) -> Json:
     """Give the result of a row's single-task twins under a seed, beside the joint run's own.
 
     Returns:
-        `report` (of `report_of_twins`) and `seconds` (`train`: of what was trained by this
-        command).
+        `report` (of `report_of_twins`) and `seconds`, which is empty: twins are trained beside a
+        row that has its own time, and often by more than one command.
 
     Raises:
         DataAbsentError: the row's data is not there.
@@ -97,10 +97,7 @@ def run_twins(row: Row, seed: int, options: Options) -> Json:
         say(f"{row.name}, seed {seed}: done before")
         return result
     config = configure(row, seed, options, home=home, root=_tables(row, seed, options, home))
-    outcome = mtrec.run(config, stages=STAGES, twins=True)
-    trained = [s for stage, s in outcome.done.items() if stage == "train" or "twin of" in stage]
-    if trained:
-        result["seconds"]["train"] = round(sum(trained), 1)
+    mtrec.run(config, stages=STAGES, twins=True)
     result["report"] = report_of_twins(
         storage.read_json(storage.join(Paths(config.run.workdir).twins, "twins.json"))
     )
