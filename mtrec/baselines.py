@@ -31,6 +31,7 @@ from mtrec.classics import (
     RankingBaseline,
     Scores,
     Slim,
+    Slit,
     TextNearest,
     fit_ials,
 )
@@ -40,13 +41,14 @@ from mtrec.popular import decayed_counts, item_counts
 from mtrec.svdpp import SvdPP
 from mtrec.tuning import Settings, Tuned, Watch, search
 
-DENSE_BASELINES = frozenset({"ease", "slim"})
+DENSE_BASELINES = frozenset({"slit", "ease", "slim"})
 """Baselines whose cost grows with the square of the catalogue or worse."""
 RANKING_BASELINES = (
     "random",
     "popularity",
     "recent_popularity",
     "bigram",
+    "slit",
     "itemknn",
     "ease",
     "slim",
@@ -61,6 +63,8 @@ POINTWISE_BASELINES = ("mean", "bias", "svdpp")
 
 GRIDS: dict[str, list[dict[str, float]]] = {
     "recent_popularity": [{"half_life": share} for share in (0.02, 0.05, 0.1, 0.2, 0.4)],
+    # Half-lives in later events of the user.
+    "slit": [{"half_life": events, "reg": reg} for events in (2, 4, 8) for reg in (30, 100, 300)],
     "itemknn": [
         {"neighbours": neighbours, "shrink": shrink}
         for neighbours in (50, 100, 200)
@@ -133,10 +137,12 @@ def fit_ranking(
             return Popularity(decayed_counts(histories, num_items, settings["half_life"]))
         case "bigram":
             return Bigram(histories, num_items)
-        case "itemknn":
-            fitted: RankingBaseline = ItemKNN(
-                histories, num_items, int(settings["neighbours"]), settings["shrink"]
+        case "slit":
+            fitted: RankingBaseline = Slit(
+                histories, num_items, half_life=settings["half_life"], reg=settings["reg"]
             )
+        case "itemknn":
+            fitted = ItemKNN(histories, num_items, int(settings["neighbours"]), settings["shrink"])
         case "ease":
             fitted = Ease(histories, num_items, settings["reg"])
         case "ials":

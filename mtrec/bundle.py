@@ -304,7 +304,9 @@ def _read(folder: str, place: str) -> Bundle:
     text = array("item_text.npy") if has_text else None
     item_item = None
     if os.path.exists(os.path.join(folder, "item_item_data.npy")):
-        names = ("indptr", "indices", "data")
+        names = ["indptr", "indices", "data"]
+        if os.path.exists(os.path.join(folder, "item_item_half_life.npy")):
+            names.append("half_life")
         item_item = ItemItem.from_arrays(
             {name: array(f"item_item_{name}.npy") for name in names}, sizes.num_items
         )

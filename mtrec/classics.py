@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from mtrec import metrics
 from mtrec.data.histories import Histories
 from mtrec.ials import ImplicitFactors
-from mtrec.itemitem import interaction_matrix, inverse_of
+from mtrec.itemitem import NextItemSums, interaction_matrix, inverse_of
 from mtrec.popular import item_counts
 
 Scores = NDArray[np.float32]
@@ -171,6 +171,23 @@ class Ease:
         through = ((rows @ self._matrix.T) @ self._inner) @ self._matrix
         projected = (dense - through) / self._reg
         return np.asarray(dense - projected / self._diagonal, np.float32)
+
+
+class Slit:
+    """Ridge regression of the next item on what came before, a linear model of sequences.
+
+    SLIT (Choi et al. 2021, Session-aware linear item-item models for session-based recommendation)
+    with the next item as only target: `NextItemSums`, all weights kept.
+    """
+
+    def __init__(
+        self, histories: Histories, num_items: int, *, half_life: float, reg: float
+    ) -> None:
+        self._fitted = NextItemSums.of(histories, num_items, half_life).fit(reg, num_items)
+
+    def score_users(self, histories: Histories) -> Scores:
+        """Give (B, N) scores of what comes next."""
+        return np.asarray(self._fitted.scores(histories).toarray())
 
 
 class Slim:

@@ -1,7 +1,7 @@
 """From a fitted network to a bundle: what is fitted beside it, and everything that answering needs.
 
-EASE, iALS and matrix factorisation are fitted on the events that the network was fitted on; how
-they join it is chosen by validation. No Ray.
+Item-item weights, iALS and matrix factorisation are fitted on the events that the network was
+fitted on; how they join it is chosen by validation. No Ray.
 """
 
 import logging
@@ -22,7 +22,7 @@ from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import SPLITS, Histories
 from mtrec.factors import Factors, FactorTerm, fit_factors
 from mtrec.ials import ImplicitFactors
-from mtrec.itemitem import ItemItem, fit_ease
+from mtrec.itemitem import ItemItem, NextItemSums, fit_ease
 from mtrec.model.batches import TrainingData
 from mtrec.model.loading import load_training_data, open_store, text_rows
 from mtrec.model.network import MultiTaskModel, build_model
@@ -30,6 +30,7 @@ from mtrec.model.terms import (
     RecentPopularity,
     choose_ials,
     choose_item_item,
+    choose_next_item,
     choose_recency,
     join_factors,
 )
@@ -75,7 +76,7 @@ def export_bundle(
     )
     half_life = item_item = ials = factors = None
     parts = config.model
-    if any((parts.recency, parts.item_item, parts.ials, parts.factors)):
+    if any((parts.recency, parts.item_item, parts.next_item, parts.ials, parts.factors)):
         known, held_out = load_training_data(config, dataset=dataset, embeddings=embeddings)
         if parts.recency is not None:
             state, half_life = _with_recency(config, state, data, known, held_out)
@@ -205,23 +206,12 @@ def _retrieval_terms(
     Validation (`held_out`) chooses settings and scales beside the network that it judged, which
     knows what came before (`known`).
     """
-    item_term, size = config.model.item_item, data.sizes.num_items
-    if item_term is not None and size - NUM_SPECIAL > item_term.max_items:
-        logger.warning(
-            "model.item_item was left out: the catalogue has %d items, more than "
-            "model.item_item.max_items = %d",
-            size - NUM_SPECIAL,
-            item_term.max_items,
-        )
-        item_term = None
+    size = data.sizes.num_items
     is_again = known.train.num_events != data.train.num_events
-    item_item, ials = None, None
-    of_items: dict[str, float] = {}
-    if item_term is not None:
-        item_item, of_items = choose_item_item(judged, config, known, held_out)
-        event(logger, "train.item_item", **of_items)
+    ials = None
+    items, of_items = _choose_items(config, judged, known, held_out)
     if config.model.ials is not None:
-        ials, item_item, chosen = choose_ials(judged, config, known, held_out, item_item)
+        ials, items, chosen = choose_ials(judged, config, known, held_out, items)
         event(logger, "train.ials", **chosen)
         of_items["scale"] = of_items.get("scale", 0.0) * chosen["item_item"]
         if ials is not None and is_again:
@@ -236,10 +226,41 @@ def _retrieval_terms(
             if chosen["ridge"]:
                 refit = refit.with_texts(data.items.text.numpy(), chosen["ridge"])
             ials = refit.scaled(chosen["scale"])
-    if item_term is not None and item_item is not None and is_again:
-        refitted = fit_ease(data.train, size, reg=of_items["reg"], top=item_term.top)
-        item_item = refitted.scaled(of_items["scale"])
-    return item_item, ials
+    if items is not None and is_again:
+        items = _fit_items(config, data, of_items).scaled(of_items["scale"])
+    return items, ials
+
+
+def _choose_items(
+    config: Config, judged: MultiTaskModel, known: TrainingData, held_out: Histories
+) -> tuple[ItemItem | None, dict[str, float]]:
+    """Give the term of pairs of items that validation chooses, and its settings."""
+    for name, choose in (("item_item", choose_item_item), ("next_item", choose_next_item)):
+        term = getattr(config.model, name)
+        if term is None:
+            continue
+        count = known.sizes.num_items - NUM_SPECIAL
+        if count > term.max_items:
+            logger.warning(
+                "model.%s was left out: the catalogue has %d items, more than "
+                "model.%s.max_items = %d",
+                *(name, count, name, term.max_items),
+            )
+            continue
+        found, chosen = choose(judged, config, known, held_out)
+        event(logger, f"train.{name}", **chosen)
+        return found, chosen
+    return None, {}
+
+
+def _fit_items(config: Config, data: TrainingData, settings: Mapping[str, float]) -> ItemItem:
+    """Fit the term of pairs of items with the settings that were chosen, unscaled."""
+    size, order = data.sizes.num_items, config.model.next_item
+    if order is not None:
+        sums = NextItemSums.of(data.train, size, settings["half_life"])
+        return sums.fit(settings["reg"], order.top)
+    assert config.model.item_item is not None, "one of the two was chosen"
+    return fit_ease(data.train, size, reg=settings["reg"], top=config.model.item_item.top)
 
 
 def _factors(

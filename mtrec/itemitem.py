@@ -1,13 +1,15 @@
 """Sparse item-item weights: what having met one item adds to the logit of another.
 
-The optional sparse part of retrieval, for data whose order means nothing: EASE fitted on the events
-that the network was fitted on, pruned, and scaled to the network's logits by validation. Sits
-beside the item vectors in a bundle. Pure NumPy and SciPy; no torch, no files, no Ray.
+The optional sparse part of retrieval: EASE where order means nothing, or ridge regression of the
+next item where it does. Fitted on the events that the network was fitted on, pruned, and scaled to
+the network's logits by validation. Sits beside the item vectors in a bundle. Pure NumPy and SciPy;
+no torch, no files, no Ray.
 
 Shapes: B users, N rows of the item vocabulary.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,6 +20,8 @@ from scipy import linalg, sparse
 from mtrec.data.histories import Histories
 
 _BLOCK = 1 << 24
+# After so many half-lives an event counts nothing: its weight is below a thousandth.
+_HALVINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +30,33 @@ class ItemItem:
 
     Attributes:
         weights: (N, N) float32; row j, column i: what having met j adds to the logit of i.
+        half_life: events after which having met an item counts half; None: it always counts alike.
     """
 
     weights: sparse.csr_array
+    half_life: float | None = None
 
     def scores(self, histories: Histories) -> sparse.csr_array:
-        """Give what users' histories add to the logits of all items: (B, N) float32."""
-        return sparse.csr_array(interaction_matrix(histories, self.weights.shape[0]) @ self.weights)
+        """Give what users' histories add to the logits of all items: (B, N) float32.
+
+        With a half-life, events of a history are in their order.
+        """
+        size = self.weights.shape[0]
+        if self.half_life is None:
+            met = interaction_matrix(histories, size)
+        else:
+            met = decayed_matrix(histories, size, self.half_life)
+        return sparse.csr_array(met @ self.weights)
 
     def scaled(self, factor: float) -> "ItemItem":
         """Give all weights times a factor."""
-        return ItemItem(sparse.csr_array(self.weights * np.float32(factor)))
+        return ItemItem(sparse.csr_array(self.weights * np.float32(factor)), self.half_life)
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """Give arrays that `from_arrays` reads back."""
         csr = self.weights
-        return {"indptr": csr.indptr, "indices": csr.indices, "data": csr.data}
+        decay = {} if self.half_life is None else {"half_life": np.array(self.half_life)}
+        return {"indptr": csr.indptr, "indices": csr.indices, "data": csr.data, **decay}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[np.generic]], num_items: int) -> Self:
@@ -53,7 +68,70 @@ class ItemItem:
         parts = (arrays["data"], arrays["indices"], arrays["indptr"])
         weights = sparse.csr_array(parts, shape=(num_items, num_items))
         weights.check_format(full_check=True)
-        return cls(weights)
+        return cls(weights, float(arrays["half_life"]) if "half_life" in arrays else None)
+
+
+@dataclass(frozen=True, slots=True)
+class NextItemSums:
+    """What ridge regression of the next item needs of histories, whatever the ridge.
+
+    Each event after a user's first is a row: S holds what the user met before, an item's weight
+    2^(-age / half-life) with age 0 for the event just before, Y has a 1 for the item itself.
+
+    Attributes:
+        gram: S'S, (M, M) over the items that somebody met.
+        cross: S'Y, (M, M).
+        met: (M,) those items.
+        num_items: N.
+        half_life: in events.
+    """
+
+    gram: NDArray[np.float64]
+    cross: NDArray[np.float64]
+    met: NDArray[np.int64]
+    num_items: int
+    half_life: float
+
+    @classmethod
+    def of(cls, histories: Histories, num_items: int, half_life: float) -> Self:
+        """Sum over histories whose events are in their order; takes two (M, M) matrices of memory.
+
+        S holds the latest ten half-lives of events, here and in `decayed_matrix`.
+        """
+        item = histories.item_index.astype(np.int64)
+        counts = np.bincount(item, minlength=num_items)
+        counts[:2] = 0
+        met = np.flatnonzero(counts)
+        place = np.full(num_items, -1)
+        place[met] = np.arange(len(met))
+        at, after = place[item], _events_after(histories)
+        gram, cross = np.zeros((2, len(met), len(met)))
+        keep, window = 2.0 ** (-1.0 / half_life), _window(half_life)
+        for gap in range(window + 1):
+            first = np.flatnonzero((after >= gap) & (at >= 0))
+            first = first[at[first + gap] >= 0]
+            second = first + gap
+            pair = at[first] * len(met) + at[second]
+            # Both are before each event from the second's next one on, as long as the window holds
+            # the first: keep^gap + keep^(gap + 2) + ...
+            times = np.minimum(after[second], window - gap)
+            both = keep**gap * (1.0 - keep ** (2.0 * times)) / (1.0 - keep**2)
+            np.add.at(gram.reshape(-1), pair, both if gap else 0.5 * both)
+            if gap:
+                np.add.at(cross.reshape(-1), pair, keep ** (gap - 1))
+        gram += gram.T.copy()
+        return cls(gram, cross, met, num_items, half_life)
+
+    def fit(self, reg: float, top: int) -> ItemItem:
+        """Give (S'S + reg I)^-1 S'Y, of what leads to each item the `top` largest weights in size.
+
+        SLIT (Choi et al. 2021, Session-aware linear item-item models, section 3.3) whose only
+        target is the next item.
+        """
+        ridged = self.gram.copy()
+        ridged[np.diag_indices_from(ridged)] += reg
+        weights = linalg.solve(ridged, self.cross, assume_a="pos", overwrite_a=True)
+        return ItemItem(_pruned([weights], self.met, top, self.num_items), self.half_life)
 
 
 def fit_ease(histories: Histories, num_items: int, *, reg: float, top: int) -> ItemItem:
@@ -77,6 +155,20 @@ def fit_ease(histories: Histories, num_items: int, *, reg: float, top: int) -> I
         columns = _columns_from_users(kept, reg)
     else:
         columns = _columns_from_items(kept, reg)
+    return ItemItem(_pruned(columns, met, top, num_items))
+
+
+def _pruned(
+    columns: Iterable[NDArray[np.float64]], met: NDArray[np.int64], top: int, num_items: int
+) -> sparse.csr_array:
+    """Keep of what leads to each item the weights that are largest in size.
+
+    Args:
+        columns: blocks of columns (M, C) of weights between the items of `met`; changed in place.
+        met: (M,) items.
+        top: weights kept for an item.
+        num_items: N.
+    """
     rows, values, counts = [], [], []
     for block in columns:
         if top < len(met):
@@ -90,8 +182,7 @@ def fit_ease(histories: Histories, num_items: int, *, reg: float, top: int) -> I
     column = met.repeat(np.concatenate(counts)) if counts else met
     row = met[np.concatenate(rows)] if rows else met
     value = np.concatenate(values) if values else np.zeros(0, np.float32)
-    shape = (num_items, num_items)
-    return ItemItem(sparse.csr_array((value, (row, column)), shape=shape))
+    return sparse.csr_array((value, (row, column)), shape=(num_items, num_items))
 
 
 def _columns_from_items(matrix: sparse.csr_array, reg: float) -> Iterator[NDArray[np.float64]]:
@@ -128,6 +219,29 @@ def interaction_matrix(histories: Histories, num_items: int) -> sparse.csr_array
     matrix.sum_duplicates()
     matrix.data[:] = 1.0
     return matrix
+
+
+def decayed_matrix(histories: Histories, num_items: int, half_life: float) -> sparse.csr_array:
+    """Give what users met lately: (B, N) float32, 2^(-age / half-life) summed over events.
+
+    The latest event has age 0, the one before it 1; unknown items count as events.
+    """
+    age = _events_after(histories)
+    known = (histories.item_index >= 2) & (age < _window(half_life))
+    weight = (2.0 ** (-age[known] / half_life)).astype(np.float32)
+    user, item = histories.event_user[known], histories.item_index[known]
+    return sparse.csr_array((weight, (user, item)), shape=(len(histories), num_items))
+
+
+def _events_after(histories: Histories) -> NDArray[np.int64]:
+    """Give how many events of its user come after each event."""
+    last = histories.offsets[1:][histories.event_user] - 1
+    return np.asarray(last - np.arange(len(last)))
+
+
+def _window(half_life: float) -> int:
+    """Give how many of the latest events count."""
+    return math.ceil(_HALVINGS * half_life)
 
 
 def inverse_of(gram: NDArray[np.floating], reg: float) -> NDArray[np.float64]:

@@ -167,6 +167,20 @@ class ItemItemTerm(Section):
     """Larger catalogues are fitted without it, aloud: its cost grows with their square."""
 
 
+class NextItemTerm(Section):
+    top: int = Field(400, ge=1)
+    """Weights kept for an item, those that are largest in size."""
+    half_lives: list[Annotated[float, Field(gt=0.0)]] = Field([2.0, 4.0, 8.0], min_length=1)
+    """Half-lives of an event's weight that are tried on validation, in later events of the user."""
+    reg: list[Annotated[float, Field(gt=0.0)]] = Field([30.0, 100.0, 300.0], min_length=1)
+    """Ridges that are tried on validation."""
+    scales: list[Annotated[float, Field(gt=0.0)]] = Field([16.0, 32.0, 64.0, 128.0], min_length=1)
+    """Factors from its scores to logits that are tried on validation, besides leaving it out."""
+    max_items: int = Field(20_000, ge=1)
+    """Larger catalogues are fitted without it, aloud: its cost grows with their square, 10 GiB at
+    20,000 items."""
+
+
 class IalsSettings(Section):
     factors: int = Field(32, ge=1, le=1024)
     """Numbers of an item."""
@@ -236,8 +250,11 @@ class ModelConfig(Section):
     """What the ranking tasks share: one stack of layers, MMoE or PLE."""
     item_item: ItemItemTerm | None = None
     """Add an item-item term (EASE) to the retrieval logits: for data whose order means nothing."""
+    next_item: NextItemTerm | None = None
+    """Add ridge regression of the next item on what came before to the retrieval logits: for data
+    in order, where `item_item` is for data without."""
     ials: IalsTerm | None = None
-    """Add factors of implicit feedback (iALS) to the retrieval logits, beside `item_item`."""
+    """Add factors of implicit feedback (iALS) to the retrieval logits, beside one of those two."""
     recency: RecencyTerm | None = None
     """Add recent popularity to the retrieval logits: where what is asked for changes with time and
     many users are new, as with a split by global time."""
@@ -255,5 +272,15 @@ class ModelConfig(Section):
             raise ValueError(
                 f"embedding_dim {self.embedding_dim} must be a multiple of history.num_heads "
                 f"{self.history.num_heads}"
+            )
+        if self.next_item is not None and self.history.kind == "set":
+            raise ValueError(
+                "next_item is for events in order, and history.kind set says that there is none: "
+                "use item_item"
+            )
+        if self.next_item is not None and self.item_item is not None:
+            raise ValueError(
+                "next_item and item_item exclude each other: keep next_item where events are in "
+                "order, item_item where not"
             )
         return self

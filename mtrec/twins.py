@@ -32,6 +32,7 @@ logger = logging.getLogger("mtrec.twins")
 
 _TERMS = {
     "item_item": ("retrieval",),
+    "next_item": ("retrieval",),
     "ials": ("retrieval",),
     "recency": ("retrieval",),
     "factors": ("regression", "binary"),

@@ -102,7 +102,7 @@ def test_text_tells_which_items_nobody_met_are_of_a_users_taste(name: str) -> No
     assert set(ranked.ravel().tolist()) <= set(range(14, 22))
 
 
-@pytest.mark.parametrize("name", ["itemknn", "ease", "slim", "ials", "bpr", "bigram"])
+@pytest.mark.parametrize("name", ["itemknn", "ease", "slim", "ials", "bpr", "bigram", "slit"])
 def test_a_planted_taste_is_found_and_popularity_misses_it(name: str) -> None:
     # Two groups of 30 users and 12 items each; a user's items are of its own group.
     rng = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def test_every_ranking_baseline_is_repeatable_and_scores_users_one_by_one(name: 
     np.testing.assert_allclose(alone, scores, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bigram", "itemknn", "ease", "slim", "ials", "bpr"])
+@pytest.mark.parametrize("name", ["bigram", "slit", "itemknn", "ease", "slim", "ials", "bpr"])
 def test_a_user_without_history_gets_popular_items(name: str) -> None:
     histories = make_histories([[2, 3, 4], [3, 4, 5], [4, 5, 2], [4], [], [1]])
     model = fit_ranking(name, histories, 6, seed=0, settings=baselines.GRIDS.get(name, [{}])[0])

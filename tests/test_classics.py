@@ -70,6 +70,29 @@ def test_bigram_does_not_join_two_users() -> None:
     assert model.score_users(histories)[0, 3] < 1.0
 
 
+def test_slit_is_ridge_regression_of_the_next_item() -> None:
+    histories, num_items = random_histories(40, 15), 17
+    settings = {"half_life": 2.0, "reg": 3.0}
+    model = fit_ranking("slit", histories, num_items, seed=0, settings=settings)
+    rows = [
+        histories.item_index[start:stop]
+        for start, stop in zip(histories.offsets[:-1], histories.offsets[1:], strict=True)
+    ]
+
+    def state(row: np.ndarray) -> np.ndarray:
+        met = np.zeros(num_items)
+        for age, item in enumerate(row[::-1]):
+            met[item] += 0.5 ** (age / 2.0) * (item >= 2)
+        return met
+
+    before = np.array([state(row[:at]) for row in rows for at in range(1, len(row))])
+    after = np.eye(num_items)[[item for row in rows for item in row[1:]]]
+    after[:, :2] = 0.0
+    weights = np.linalg.solve(before.T @ before + 3.0 * np.eye(num_items), before.T @ after)
+    expected = np.array([state(row) for row in rows]) @ weights
+    np.testing.assert_allclose(model.score_users(histories), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("shrink", [0.0, 5.0])
 def test_itemknn_agrees_with_brute_force(shrink: float) -> None:
     histories, num_items, neighbours = random_histories(40, 15), 17, 4

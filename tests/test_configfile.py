@@ -127,6 +127,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
         ({"score": {"weights": {"click": 1}}}, 'score.weights: no task is called "click"'),
         ({"train": {"batch_size": 10, "num_workers": 3}}, "must be a multiple of"),
         ({"model": {"embedding_dim": 10, "history": {"num_heads": 4}}}, "must be a multiple of"),
+        ({"model": {"next_item": {}, "history": {"kind": "set"}}}, "next_item is for events in"),
+        ({"model": {"next_item": {}, "item_item": {}}}, "exclude each other"),
         (
             {"model": {"experts": {"kind": "mmo"}}},
             "model.experts: expected a section whose kind is one of shared_bottom, mmoe, ple",

@@ -11,7 +11,7 @@ from mtrec import export
 from mtrec.bundle import Bundle, load_bundle
 from mtrec.config import Config
 from mtrec.configfile import parse_config
-from mtrec.itemitem import fit_ease
+from mtrec.itemitem import NextItemSums, fit_ease
 from mtrec.model.batches import TrainingData
 from mtrec.model.fit import start_state
 from mtrec.model.loading import load_training_data
@@ -61,19 +61,28 @@ def exporter(planted_run, tmp_path: Path) -> Exporter:
     return Exporter(config, workdir, tmp_path / "bundles")
 
 
+@pytest.mark.parametrize("name", ["item_item", "next_item"])
 def test_what_is_fitted_beside_a_refitted_network_has_seen_validation_too(
-    exporter: Exporter,
+    exporter: Exporter, name: str
 ) -> None:
-    term = {"reg": [5.0], "top": 8, "scales": [2.0]}
-    both = exporter(["train", "validation"], item_item=term).item_item
+    term: dict[str, Any] = {"reg": [5.0], "top": 8, "scales": [2.0]}
+    if name == "next_item":
+        term["half_lives"] = [3.0]
+    both = exporter(["train", "validation"], **{name: term}).item_item
     assert both is not None
+    assert both.half_life == (3.0 if name == "next_item" else None)
     found = both.weights.toarray()
 
     def difference(fitted_on: list[str]) -> float:
         data = exporter.data(fitted_on)
-        ease = fit_ease(data.train, data.sizes.num_items, reg=5.0, top=8).weights.toarray()
-        scale = (found * ease).sum() / (ease * ease).sum()
-        return float(np.abs(found - scale * ease).max() / np.abs(found).max())
+        size = data.sizes.num_items
+        if name == "next_item":
+            fitted = NextItemSums.of(data.train, size, 3.0).fit(5.0, 8)
+        else:
+            fitted = fit_ease(data.train, size, reg=5.0, top=8)
+        expected = fitted.weights.toarray()
+        scale = (found * expected).sum() / (expected * expected).sum()
+        return float(np.abs(found - scale * expected).max() / np.abs(found).max())
 
     assert difference(["train", "validation"]) < 1e-6
     assert difference(["train"]) > 0.01
@@ -101,13 +110,14 @@ def test_recent_popularity_is_in_the_biases_and_knows_validation_after_a_refit(
             assert np.array_equal(getattr(popular.vectors, name), getattr(plain.vectors, name))
 
 
-def test_a_catalogue_that_is_too_large_has_no_item_item_term_and_says_so(
-    exporter: Exporter, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", ["item_item", "next_item"])
+def test_a_catalogue_that_is_too_large_has_no_term_of_pairs_of_items_and_says_so(
+    exporter: Exporter, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     with caplog.at_level(logging.WARNING, "mtrec.train"):
-        bundle = exporter(["train"], item_item={"max_items": 5})
+        bundle = exporter(["train"], **{name: {"max_items": 5}})
     assert bundle.item_item is None
-    assert "more than model.item_item.max_items = 5" in caplog.text
+    assert f"more than model.{name}.max_items = 5" in caplog.text
 
 
 def test_a_column_without_values_leaves_factors_out_and_says_so(

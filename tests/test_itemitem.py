@@ -4,7 +4,7 @@ import pytest
 from mtrec import itemitem
 from mtrec.classics import Ease
 from mtrec.data.histories import Histories
-from mtrec.itemitem import ItemItem, fit_ease, interaction_matrix
+from mtrec.itemitem import ItemItem, NextItemSums, fit_ease, interaction_matrix
 
 NUM_ITEMS = 14
 
@@ -66,6 +66,75 @@ def test_an_item_keeps_the_weights_that_are_largest_in_size(histories: Histories
         expected[largest] = whole[largest, item]
         np.testing.assert_array_equal(pruned[:, item], expected)
     assert (pruned < 0).any()
+
+
+def _rows_of(histories: Histories, half_life: float) -> tuple[np.ndarray, np.ndarray]:
+    """Give S and Y event by event, as the docstring of `NextItemSums` says it."""
+    before, after = [], []
+    for start, stop in zip(histories.offsets[:-1], histories.offsets[1:], strict=True):
+        for at in range(start + 1, stop):
+            row, target = np.zeros(NUM_ITEMS), np.zeros(NUM_ITEMS)
+            for age, item in enumerate(histories.item_index[start:at][::-1]):
+                row[item] += 0.5 ** (age / half_life) if age < 10 * half_life else 0.0
+            target[histories.item_index[at]] = 1.0
+            before.append(row)
+            after.append(target)
+    return np.array(before), np.array(after)
+
+
+@pytest.fixture
+def repeated() -> Histories:
+    """Give histories of 1 to 30 events in which items come again and again, some unknown."""
+    rng = np.random.default_rng(1)
+    counts = rng.integers(1, 31, 25)
+    items = rng.integers(1, 13, counts.sum()).astype(np.int32)
+    ids = np.array([f"u{n}" for n in range(25)], dtype=object)
+    nothing = np.zeros(len(items))
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return Histories(ids, offsets, items, nothing, nothing.astype(np.int8), {}, {}, {})
+
+
+@pytest.mark.parametrize("half_life", [0.4, 1.5, 8.0])
+def test_next_item_weights_are_ridge_regression_on_what_came_before(
+    repeated: Histories, half_life: float
+) -> None:
+    before, after = _rows_of(repeated, half_life)
+    before[:, :2], after[:, :2] = 0.0, 0.0
+
+    def expected(reg: float) -> np.ndarray:
+        return np.linalg.solve(before.T @ before + reg * np.eye(NUM_ITEMS), before.T @ after)
+
+    sums = NextItemSums.of(repeated, NUM_ITEMS, half_life)
+
+    np.testing.assert_array_equal(sums.met, np.arange(2, 13))
+    # A second ridge comes from the same sums.
+    for reg in (2.0, 9.0):
+        found = sums.fit(reg, NUM_ITEMS).weights.toarray()
+        np.testing.assert_allclose(found, expected(reg), atol=1e-6)
+
+
+def test_next_item_scores_read_a_history_from_its_end(repeated: Histories) -> None:
+    term = NextItemSums.of(repeated, NUM_ITEMS, 1.5).fit(2.0, NUM_ITEMS)
+    weights = term.weights.toarray()
+    expected = np.zeros((len(repeated), NUM_ITEMS))
+    for user, (start, stop) in enumerate(
+        zip(repeated.offsets[:-1], repeated.offsets[1:], strict=True)
+    ):
+        for age, item in enumerate(repeated.item_index[start:stop][::-1]):
+            if item >= 2 and age < 15:
+                expected[user] += 0.5 ** (age / 1.5) * weights[item]
+    for found, factor in ((term, 1.0), (term.scaled(3.0), 3.0)):
+        scores = found.scores(repeated).toarray()
+        np.testing.assert_allclose(scores, factor * expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_next_item_term_comes_back_from_its_arrays(repeated: Histories) -> None:
+    term = NextItemSums.of(repeated, NUM_ITEMS, 1.5).fit(2.0, 4)
+    again = ItemItem.from_arrays(term.to_arrays(), NUM_ITEMS)
+    assert again.half_life == 1.5
+    np.testing.assert_array_equal(again.scores(repeated).toarray(), term.scores(repeated).toarray())
+    # Four weights lead to each of the eleven items that somebody met.
+    assert np.diff(term.weights.tocsc().indptr).tolist() == [0, 0, *[4] * 11, 0]
 
 
 def test_scaled_weights_scale_the_scores(histories: Histories) -> None:

@@ -1,13 +1,13 @@
 """What is added to the network's answers, and how much of it: validation chooses, after the fit.
 
-Recent popularity, an item-item term and iALS join the logits of lists, a factorisation the
-predictions of labels.
+Recent popularity, an item-item or a next-item term and iALS join the logits of lists, a
+factorisation the predictions of labels.
 The figures are those of `validation.py`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from mtrec.config import Config
 from mtrec.data.histories import Histories
 from mtrec.factors import Factors, FactorTerm, fit_join
 from mtrec.ials import ImplicitFactors
-from mtrec.itemitem import ItemItem, fit_ease
+from mtrec.itemitem import ItemItem, NextItemSums, fit_ease
 from mtrec.model.batches import TrainingData
 from mtrec.model.network import MultiTaskModel
 from mtrec.model.validation import BLOCK, listed_hits, open_logits, validate_block
@@ -47,6 +47,7 @@ class RecentPopularity:
 
 
 Term = ItemItem | ImplicitFactors | RecentPopularity
+Key = TypeVar("Key")
 
 
 def choose_recency(
@@ -93,6 +94,33 @@ def choose_item_item(
     reg, chosen = _best_of(model, config, data, held_out, fitted, term.scales)
     scale = chosen["scale"]
     return (fitted[reg].scaled(scale) if scale else None), {"reg": reg, **chosen}
+
+
+def choose_next_item(
+    model: MultiTaskModel, config: Config, data: TrainingData, held_out: Histories
+) -> tuple[ItemItem | None, dict[str, float]]:
+    """Choose by NDCG on validation what ridge regression of the next item adds to the logits.
+
+    Args:
+        model: with the weights that ship.
+        config: `model.next_item` holds what is tried.
+        data: gives the histories (training events) and the inputs.
+        held_out: the same users with the events to predict.
+
+    Returns:
+        The term, scaled to logits, None where leaving it out is best; and what was chosen:
+        `half_life`, `reg`, `scale`, `ndcg` with it and `ndcg_without`.
+    """
+    term = config.model.next_item
+    assert term is not None, "a configuration with a next-item term"
+    fitted: dict[tuple[float, float], ItemItem] = {}
+    for half_life in term.half_lives:
+        sums = NextItemSums.of(data.train, data.sizes.num_items, half_life)
+        fitted |= {(half_life, reg): sums.fit(reg, term.top) for reg in term.reg}
+    (half_life, reg), chosen = _best_of(model, config, data, held_out, fitted, term.scales)
+    scale = chosen["scale"]
+    found = fitted[half_life, reg].scaled(scale) if scale else None
+    return found, {"half_life": half_life, "reg": reg, **chosen}
 
 
 def choose_ials(
@@ -167,9 +195,9 @@ def _best_of(
     config: Config,
     data: TrainingData,
     held_out: Histories,
-    fitted: Mapping[float, Term],
+    fitted: Mapping[Key, Term],
     scales: Sequence[float],
-) -> tuple[float, dict[str, float]]:
+) -> tuple[Key, dict[str, float]]:
     """Give the setting of the best term, and its `scale`, `ndcg` and `ndcg_without`; 0: no term."""
     options = [(next(iter(fitted)), 0.0), *((name, scale) for name in fitted for scale in scales)]
     tried = [{name: scale} for name, scale in options]

@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,15 +9,22 @@ import torch
 from mtrec.classics import fit_ials
 from mtrec.data.histories import history_batch, last_windows
 from mtrec.factors import fit_factors, fit_join
-from mtrec.itemitem import fit_ease
+from mtrec.itemitem import NextItemSums, fit_ease
 from mtrec.model.fit import start_state
 from mtrec.model.network import Context
-from mtrec.model.terms import choose_ials, choose_item_item, choose_recency, join_factors
+from mtrec.model.terms import (
+    choose_ials,
+    choose_item_item,
+    choose_next_item,
+    choose_recency,
+    join_factors,
+)
 from mtrec.modelconfig import (
     FactorsTerm,
     IalsSettings,
     IalsTerm,
     ItemItemTerm,
+    NextItemTerm,
     RecencyTerm,
 )
 
@@ -94,6 +102,31 @@ def test_the_item_item_term_is_the_best_of_those_tried(any_config, fitted) -> No
     assert values[chosen["reg"], chosen["scale"]] == pytest.approx(chosen["ndcg"], rel=1e-6)
     # Users keep to their half of the items, which pairs of items tell better than three epochs.
     assert found is not None
+    assert chosen["ndcg"] > chosen["ndcg_without"]
+
+
+def test_the_next_item_term_is_the_best_of_those_tried(any_config, fitted) -> None:
+    model, data, held_out = fitted
+    term = NextItemTerm(top=6, half_lives=[1.0, 3.0], reg=[1.0, 10.0], scales=[1.0, 5.0])
+    config = any_config.model_copy(
+        update={"model": any_config.model.model_copy(update={"next_item": term})}
+    )
+    found, chosen = choose_next_item(model, config, data, held_out)
+    values = {}
+    seen = data.train.latest(config.model.kept_events)
+    ndcg = _ndcg_beside(model, data, held_out)
+    for half_life, reg in itertools.product(term.half_lives, term.reg):
+        sums = NextItemSums.of(data.train, data.sizes.num_items, half_life)
+        added = sums.fit(reg, 6).scores(seen).toarray()
+        for scale in (0.0, *term.scales):
+            values[half_life, reg, scale] = ndcg(scale * added)
+    assert chosen["ndcg"] == pytest.approx(max(values.values()), rel=1e-6)
+    assert chosen["ndcg_without"] == pytest.approx(values[1.0, 1.0, 0.0], rel=1e-6)
+    best = chosen["half_life"], chosen["reg"], chosen["scale"]
+    assert values[best] == pytest.approx(chosen["ndcg"], rel=1e-6)
+    # Users keep to their half of the items, which what came before tells.
+    assert found is not None
+    assert found.half_life == chosen["half_life"]
     assert chosen["ndcg"] > chosen["ndcg_without"]
 
 
