@@ -156,10 +156,9 @@ NETWORK = (
     Part("no id-row dropout", ("model.id_dropout=0",)),
     Part("no moving average", ("train.ema_decay=0",)),
 )
-TERMS = (
-    Part("no item-item term", ("model.item_item=null",)),
-    Part("no factors of iALS", ("model.ials=null",)),
-)
+NO_IALS = Part("no factors of iALS", ("model.ials=null",))
+TERMS = (Part("no item-item term", ("model.item_item=null",)), NO_IALS)
+TERMS_IN_ORDER = (Part("no next-item term", ("model.next_item=null",)), NO_IALS)
 EXPERTS = tuple(
     Part(f"{name} experts", (f"model.experts={{kind: {name}}}",), ("rating", "like"))
     for name in ("mmoe", "ple")
@@ -339,7 +338,7 @@ ROWS = (
         "p5",
         find_movielens_100k,
         None,
-        *(*TEXT, *NETWORK, *EXPERTS),
+        *(*TEXT, *NETWORK, *EXPERTS, *TERMS_IN_ORDER),
     ),
     _parts(
         "A2",
@@ -363,7 +362,7 @@ ROWS = (
         "c1",
         find_movielens_100k,
         _cold_films,
-        *(*TEXT, *NETWORK, TERMS[1]),
+        *(*TEXT, *NETWORK, NO_IALS),
     ),
     _parts(
         "A5",
@@ -371,6 +370,6 @@ ROWS = (
         "c1h",
         find_hetrec,
         _cold_artists,
-        *(*TEXT, *NETWORK, TERMS[1]),
+        *(*TEXT, *NETWORK, NO_IALS),
     ),
 )

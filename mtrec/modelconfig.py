@@ -170,7 +170,7 @@ class ItemItemTerm(Section):
 class NextItemTerm(Section):
     top: int = Field(400, ge=1)
     """Weights kept for an item, those that are largest in size."""
-    half_lives: list[Annotated[float, Field(gt=0.0)]] = Field([2.0, 4.0, 8.0], min_length=1)
+    half_lives: list[Annotated[float, Field(gt=0.0)]] = Field([2.0, 4.0, 8.0, 16.0], min_length=1)
     """Half-lives of an event's weight that are tried on validation, in later events of the user."""
     reg: list[Annotated[float, Field(gt=0.0)]] = Field([30.0, 100.0, 300.0], min_length=1)
     """Ridges that are tried on validation."""
