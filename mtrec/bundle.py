@@ -305,10 +305,14 @@ def _read(folder: str, place: str) -> Bundle:
     item_item = None
     if os.path.exists(os.path.join(folder, "item_item_data.npy")):
         names = ["indptr", "indices", "data"]
-        if os.path.exists(os.path.join(folder, "item_item_half_life.npy")):
-            names.append("half_life")
+        for name in ("half_life", "amount"):
+            if os.path.exists(os.path.join(folder, f"item_item_{name}.npy")):
+                names.append(name)
+        term = config.model.item_item
         item_item = ItemItem.from_arrays(
-            {name: array(f"item_item_{name}.npy") for name in names}, sizes.num_items
+            {name: array(f"item_item_{name}.npy") for name in names},
+            sizes.num_items,
+            term.amount if term is not None else None,
         )
     ials = None
     if os.path.exists(os.path.join(folder, "ials_items.npy")):

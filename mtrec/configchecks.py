@@ -39,6 +39,8 @@ def problems(config: "Config") -> Iterator[str]:
                 )
     if config.model.factors is not None:
         yield from _check_factors(config.model.factors, columns)
+    if config.model.item_item is not None and config.model.item_item.amount is not None:
+        yield from _check_amount(config.model.item_item.amount, columns)
     weighable = [task.name for task in config.tasks if task.kind != "social"]
     for name in config.score.weights:
         if name not in weighable:
@@ -117,14 +119,34 @@ def _check_social(config: "Config") -> Iterator[str]:
 
 def _check_factors(term: FactorsTerm, columns: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the column that is factorised."""
-    numbers = sorted(
-        name for name, value in columns.items() if value.kind == "number" and not value.context
-    )
+    numbers = _numbers_said(columns)
     if term.column not in numbers:
         yield (
             f'model.factors.column: "{term.column}" is no number column of '
             f"data.interactions.columns that users say of items; there are {numbers}"
         )
+
+
+def _check_amount(column: str, columns: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the column that says how much an event counts."""
+    numbers = _numbers_said(columns)
+    if column not in numbers:
+        yield (
+            f'model.item_item.amount: "{column}" is no number column of '
+            f"data.interactions.columns that users say of items; there are {numbers}"
+        )
+    elif columns[column].min is None or columns[column].min < 0:
+        yield (
+            f'model.item_item.amount: "{column}" has to be 0 or more; say so by '
+            f"data.interactions.columns.{column}.min: 0"
+        )
+
+
+def _numbers_said(columns: dict[str, Any]) -> list[str]:
+    """Give the number columns that users say of items."""
+    return sorted(
+        name for name, value in columns.items() if value.kind == "number" and not value.context
+    )
 
 
 EXPLANATION_COLUMNS = ("content_share", "reasons", "effects", "similarities")

@@ -22,7 +22,7 @@ from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import SPLITS, Histories
 from mtrec.factors import Factors, FactorTerm, fit_factors
 from mtrec.ials import ImplicitFactors
-from mtrec.itemitem import ItemItem, NextItemSums, fit_ease
+from mtrec.itemitem import Amount, ItemItem, NextItemSums, fit_ease
 from mtrec.model.batches import TrainingData
 from mtrec.model.loading import load_training_data, open_store, text_rows
 from mtrec.model.network import MultiTaskModel, build_model
@@ -259,8 +259,10 @@ def _fit_items(config: Config, data: TrainingData, settings: Mapping[str, float]
     if order is not None:
         sums = NextItemSums.of(data.train, size, settings["half_life"])
         return sums.fit(settings["reg"], order.top)
-    assert config.model.item_item is not None, "one of the two was chosen"
-    return fit_ease(data.train, size, reg=settings["reg"], top=config.model.item_item.top)
+    term = config.model.item_item
+    assert term is not None, "one of the two was chosen"
+    amount = Amount.of(data.train, term.amount) if term.amount is not None else None
+    return fit_ease(data.train, size, reg=settings["reg"], top=term.top, amount=amount)
 
 
 def _factors(

@@ -10,7 +10,7 @@ Shapes: B users, N rows of the item vocabulary.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -25,16 +25,47 @@ _HALVINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
+class Amount:
+    """How much an event counts: its value over the mean of training events, 1 without a value.
+
+    Attributes:
+        column: number column of the events, not negative.
+        mean: of its known values among training events.
+    """
+
+    column: str
+    mean: float
+
+    @classmethod
+    def of(cls, histories: Histories, column: str) -> Self | None:
+        """Take the mean of training events; None where it is no positive number."""
+        values = histories.numbers[column]
+        known = values[np.isfinite(values)].astype(np.float64)
+        mean = float(known.mean()) if len(known) else 0.0
+        return cls(column, mean) if mean > 0.0 else None
+
+    def __call__(self, histories: Histories) -> NDArray[np.float64]:
+        """Give each event's amount."""
+        values = histories.numbers.get(self.column)
+        if values is None:
+            return np.ones(len(histories.item_index))
+        share = values.astype(np.float64) / self.mean
+        return np.where(np.isfinite(share), np.maximum(share, 0.0), 1.0)
+
+
+@dataclass(frozen=True, slots=True)
 class ItemItem:
     """Weights of pairs of items.
 
     Attributes:
         weights: (N, N) float32; row j, column i: what having met j adds to the logit of i.
         half_life: events after which having met an item counts half; None: it always counts alike.
+        amount: what of an event says how much it counts; None: all count alike.
     """
 
     weights: sparse.csr_array
     half_life: float | None = None
+    amount: "Amount | None" = None
 
     def scores(self, histories: Histories) -> sparse.csr_array:
         """Give what users' histories add to the logits of all items: (B, N) float32.
@@ -43,24 +74,30 @@ class ItemItem:
         """
         size = self.weights.shape[0]
         if self.half_life is None:
-            met = interaction_matrix(histories, size)
+            met = interaction_matrix(histories, size, self.amount)
         else:
             met = decayed_matrix(histories, size, self.half_life)
         return sparse.csr_array(met @ self.weights)
 
     def scaled(self, factor: float) -> "ItemItem":
         """Give all weights times a factor."""
-        return ItemItem(sparse.csr_array(self.weights * np.float32(factor)), self.half_life)
+        return replace(self, weights=sparse.csr_array(self.weights * np.float32(factor)))
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """Give arrays that `from_arrays` reads back."""
         csr = self.weights
-        decay = {} if self.half_life is None else {"half_life": np.array(self.half_life)}
-        return {"indptr": csr.indptr, "indices": csr.indices, "data": csr.data, **decay}
+        more: dict[str, NDArray[np.generic]] = {}
+        if self.half_life is not None:
+            more["half_life"] = np.array(self.half_life)
+        if self.amount is not None:
+            more["amount"] = np.array(self.amount.mean)
+        return {"indptr": csr.indptr, "indices": csr.indices, "data": csr.data, **more}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[np.generic]], num_items: int) -> Self:
-        """Read what `to_arrays` gave.
+    def from_arrays(
+        cls, arrays: dict[str, NDArray[np.generic]], num_items: int, column: str | None = None
+    ) -> Self:
+        """Read what `to_arrays` gave; `column` is that of the amount.
 
         Raises:
             ValueError: they are no weights of that many items.
@@ -68,7 +105,11 @@ class ItemItem:
         parts = (arrays["data"], arrays["indices"], arrays["indptr"])
         weights = sparse.csr_array(parts, shape=(num_items, num_items))
         weights.check_format(full_check=True)
-        return cls(weights, float(arrays["half_life"]) if "half_life" in arrays else None)
+        half_life = float(arrays["half_life"]) if "half_life" in arrays else None
+        amount = None
+        if column is not None and "amount" in arrays:
+            amount = Amount(column, float(arrays["amount"]))
+        return cls(weights, half_life, amount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +175,9 @@ class NextItemSums:
         return ItemItem(_pruned([weights], self.met, top, self.num_items), self.half_life)
 
 
-def fit_ease(histories: Histories, num_items: int, *, reg: float, top: int) -> ItemItem:
+def fit_ease(
+    histories: Histories, num_items: int, *, reg: float, top: int, amount: Amount | None = None
+) -> ItemItem:
     """Fit EASE and keep of what leads to each item the `top` weights that are largest in size.
 
     B = I - P diag(1 / P), P = (X'X + reg I)^-1 (Steck 2019, equation 8). Items that nobody met take
@@ -147,15 +190,16 @@ def fit_ease(histories: Histories, num_items: int, *, reg: float, top: int) -> I
         num_items: N.
         reg: the ridge; larger ones trust pairs that few users have less.
         top: weights kept for an item.
+        amount: how much an event counts in X; None: 1 for every item that a user met.
     """
-    matrix = interaction_matrix(histories, num_items)
+    matrix = interaction_matrix(histories, num_items, amount)
     met = np.flatnonzero(np.bincount(matrix.indices, minlength=num_items))
     kept = sparse.csr_array(matrix[:, met].astype(np.float64))
     if kept.shape[0] < len(met):
         columns = _columns_from_users(kept, reg)
     else:
         columns = _columns_from_items(kept, reg)
-    return ItemItem(_pruned(columns, met, top, num_items))
+    return ItemItem(_pruned(columns, met, top, num_items), amount=amount)
 
 
 def _pruned(
@@ -210,14 +254,25 @@ def _columns_from_users(matrix: sparse.csr_array, reg: float) -> Iterator[NDArra
         yield block
 
 
-def interaction_matrix(histories: Histories, num_items: int) -> sparse.csr_array:
-    """Give who touched what: (B, N) float32, 1 where a user has a known item in its history."""
+def interaction_matrix(
+    histories: Histories, num_items: int, amount: Amount | None = None
+) -> sparse.csr_array:
+    """Give who touched what: (B, N) float32, 1 where a user has a known item in its history.
+
+    With an amount, the mean of the events' in place of 1.
+    """
     known = histories.item_index >= 2
     user, item = histories.event_user[known], histories.item_index[known]
     shape = (len(histories), num_items)
     matrix = sparse.csr_array((np.ones(len(user), np.float32), (user, item)), shape=shape)
     matrix.sum_duplicates()
-    matrix.data[:] = 1.0
+    if amount is None:
+        matrix.data[:] = 1.0
+        return matrix
+    total = sparse.csr_array((amount(histories)[known].astype(np.float32), (user, item)), shape)
+    total.sum_duplicates()
+    # The same places in the same order: what was zero stays stored.
+    matrix.data = total.data / matrix.data
     return matrix
 
 

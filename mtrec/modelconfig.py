@@ -157,6 +157,9 @@ Experts = Annotated[
 
 
 class ItemItemTerm(Section):
+    amount: str | None = None
+    """Number column of the interactions, 0 or more, that says how much an event counts, such as a
+    rating or a count of plays: its value over the mean. None: all events count alike."""
     top: int = Field(400, ge=1)
     """Weights kept for an item, those that are largest in size."""
     reg: list[Annotated[float, Field(gt=0.0)]] = Field([100.0, 300.0, 1000.0], min_length=1)

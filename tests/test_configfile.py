@@ -130,6 +130,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
         ({"model": {"next_item": {}, "history": {"kind": "set"}}}, "next_item is for events in"),
         ({"model": {"next_item": {}, "item_item": {}}}, "exclude each other"),
         (
+            {"model": {"item_item": {"amount": "ratings"}}},
+            'model.item_item.amount: "ratings" is no number column',
+        ),
+        (
             {"model": {"experts": {"kind": "mmo"}}},
             "model.experts: expected a section whose kind is one of shared_bottom, mmoe, ple",
         ),
@@ -334,6 +338,17 @@ def test_what_cannot_work_is_said_before_anything_runs(
     node[last] = value
     with pytest.raises(ConfigError, match=message):
         parse_config(config)
+
+
+def test_amounts_have_to_be_0_or_more() -> None:
+    config = tree(model={"item_item": {"amount": "rating"}})
+    column = config["data"]["interactions"]["columns"]["rating"]
+    column["min"] = 0
+    assert parse_config(config).model.item_item.amount == "rating"
+    for least in (-1, None):
+        column["min"] = least
+        with pytest.raises(ConfigError, match="has to be 0 or more; say so by data"):
+            parse_config(config)
 
 
 @pytest.mark.parametrize(

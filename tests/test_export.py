@@ -11,7 +11,7 @@ from mtrec import export
 from mtrec.bundle import Bundle, load_bundle
 from mtrec.config import Config
 from mtrec.configfile import parse_config
-from mtrec.itemitem import NextItemSums, fit_ease
+from mtrec.itemitem import Amount, NextItemSums, fit_ease
 from mtrec.model.batches import TrainingData
 from mtrec.model.fit import start_state
 from mtrec.model.loading import load_training_data
@@ -86,6 +86,19 @@ def test_what_is_fitted_beside_a_refitted_network_has_seen_validation_too(
 
     assert difference(["train", "validation"]) < 1e-6
     assert difference(["train"]) > 0.01
+
+
+def test_a_bundle_knows_how_much_an_event_counts(exporter: Exporter) -> None:
+    term = {"amount": "rating", "reg": [5.0], "top": 8, "scales": [2.0]}
+    found = exporter(["train"], item_item=term).item_item
+    assert found is not None
+    train = exporter.data(["train"]).train
+    mean = float(np.nanmean(train.numbers["rating"]))
+    assert found.amount == Amount("rating", pytest.approx(mean))
+    expected = fit_ease(train, found.weights.shape[0], reg=5.0, top=8, amount=found.amount)
+    np.testing.assert_allclose(
+        found.weights.toarray(), 2.0 * expected.weights.toarray(), rtol=1e-5, atol=1e-7
+    )
 
 
 def test_recent_popularity_is_in_the_biases_and_knows_validation_after_a_refit(

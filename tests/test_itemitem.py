@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mtrec import itemitem
 from mtrec.classics import Ease
 from mtrec.data.histories import Histories
-from mtrec.itemitem import ItemItem, NextItemSums, fit_ease, interaction_matrix
+from mtrec.itemitem import Amount, ItemItem, NextItemSums, fit_ease, interaction_matrix
 
 NUM_ITEMS = 14
 
@@ -44,6 +46,71 @@ def test_with_fewer_users_than_items_the_weights_are_the_same_matrix(histories: 
     found = fit_ease(few, NUM_ITEMS, reg=3.0, top=NUM_ITEMS).weights.toarray()
 
     np.testing.assert_allclose(found[np.ix_(met, met)], expected[np.ix_(met, met)], atol=1e-6)
+
+
+def _with_stars(histories: Histories) -> Histories:
+    """Give every event 1 to 5 stars, some of them none that is known."""
+    stars = np.random.default_rng(2).integers(1, 6, histories.num_events).astype(np.float32)
+    stars[::7] = np.nan
+    return replace(histories, numbers={"stars": stars})
+
+
+def _stars_matrix(histories: Histories, mean: float) -> np.ndarray:
+    matrix = np.zeros((len(histories), NUM_ITEMS))
+    for user, item, stars in zip(
+        histories.event_user, histories.item_index, histories.numbers["stars"], strict=True
+    ):
+        if item >= 2:
+            matrix[user, item] = 1.0 if np.isnan(stars) else stars / mean
+    return matrix
+
+
+@pytest.mark.parametrize("num_users", [40, 5])
+def test_events_count_by_their_amount(histories: Histories, num_users: int) -> None:
+    rated = _with_stars(histories.rows(np.arange(num_users)))
+    amount = Amount.of(rated, "stars")
+    assert amount is not None
+    mean = float(np.nanmean(rated.numbers["stars"]))
+    assert amount.mean == pytest.approx(mean)
+    matrix = _stars_matrix(rated, mean)
+    met = np.flatnonzero(matrix.any(axis=0))
+    inverse = np.linalg.inv(matrix.T @ matrix + 3.0 * np.eye(NUM_ITEMS))
+    expected = -inverse / np.diag(inverse)
+    np.fill_diagonal(expected, 0.0)
+
+    term = fit_ease(rated, NUM_ITEMS, reg=3.0, top=NUM_ITEMS, amount=amount)
+
+    weights = term.weights.toarray()
+    np.testing.assert_allclose(weights[np.ix_(met, met)], expected[np.ix_(met, met)], atol=1e-5)
+    np.testing.assert_allclose(term.scores(rated).toarray(), matrix @ weights, atol=1e-5)
+    # Histories of a request may say no numbers at all.
+    bare = replace(rated, numbers={})
+    np.testing.assert_allclose(
+        term.scores(bare).toarray(),
+        interaction_matrix(bare, NUM_ITEMS).toarray() @ weights,
+        atol=1e-5,
+    )
+    again = ItemItem.from_arrays(term.scaled(2.0).to_arrays(), NUM_ITEMS, "stars")
+    assert again.amount == amount
+    np.testing.assert_allclose(again.scores(rated).toarray(), 2.0 * matrix @ weights, atol=1e-5)
+
+
+def test_an_item_met_twice_counts_the_mean_of_its_amounts(histories: Histories) -> None:
+    twice = replace(
+        histories.rows(np.array([0])),
+        offsets=np.array([0, 3]),
+        item_index=np.array([4, 1, 4], np.int32),
+        numbers={"stars": np.array([1.0, 9.0, 4.0], np.float32)},
+    )
+    matrix = interaction_matrix(twice, NUM_ITEMS, Amount("stars", 2.0)).toarray()
+    assert matrix[0, 4] == pytest.approx((0.5 + 2.0) / 2)
+    assert np.count_nonzero(matrix) == 1
+
+
+def test_amounts_that_are_all_zero_or_missing_say_nothing(histories: Histories) -> None:
+    for value in (0.0, np.nan):
+        stars = np.full(histories.num_events, value, np.float32)
+        assert Amount.of(replace(histories, numbers={"stars": stars}), "stars") is None
 
 
 def test_blocks_of_columns_do_not_change_the_weights(

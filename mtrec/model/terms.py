@@ -19,7 +19,7 @@ from mtrec.config import Config
 from mtrec.data.histories import Histories
 from mtrec.factors import Factors, FactorTerm, fit_join
 from mtrec.ials import ImplicitFactors
-from mtrec.itemitem import ItemItem, NextItemSums, fit_ease
+from mtrec.itemitem import Amount, ItemItem, NextItemSums, fit_ease
 from mtrec.model.batches import TrainingData
 from mtrec.model.network import MultiTaskModel
 from mtrec.model.validation import BLOCK, listed_hits, open_logits, validate_block
@@ -90,7 +90,10 @@ def choose_item_item(
     term = config.model.item_item
     assert term is not None, "a configuration with an item-item term"
     size = data.sizes.num_items
-    fitted = {reg: fit_ease(data.train, size, reg=reg, top=term.top) for reg in term.reg}
+    amount = Amount.of(data.train, term.amount) if term.amount is not None else None
+    fitted = {
+        reg: fit_ease(data.train, size, reg=reg, top=term.top, amount=amount) for reg in term.reg
+    }
     reg, chosen = _best_of(model, config, data, held_out, fitted, term.scales)
     scale = chosen["scale"]
     return (fitted[reg].scaled(scale) if scale else None), {"reg": reg, **chosen}
