@@ -157,7 +157,11 @@ NETWORK = (
     Part("no moving average", ("train.ema_decay=0",)),
 )
 NO_IALS = Part("no factors of iALS", ("model.ials=null",))
-TERMS = (Part("no item-item term", ("model.item_item=null",)), NO_IALS)
+TERMS = (
+    Part("no item-item term", ("model.item_item=null",)),
+    Part("events that count alike", ("model.item_item.amount=null",)),
+    NO_IALS,
+)
 TERMS_IN_ORDER = (Part("no next-item term", ("model.next_item=null",)), NO_IALS)
 EXPERTS = tuple(
     Part(f"{name} experts", (f"model.experts={{kind: {name}}}",), ("rating", "like"))

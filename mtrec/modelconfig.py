@@ -180,7 +180,7 @@ class NextItemTerm(Section):
     scales: list[Annotated[float, Field(gt=0.0)]] = Field([16.0, 32.0, 64.0, 128.0], min_length=1)
     """Factors from its scores to logits that are tried on validation, besides leaving it out."""
     max_items: int = Field(20_000, ge=1)
-    """Larger catalogues are fitted without it, aloud: its cost grows with their square, 10 GiB at
+    """Larger catalogues are fitted without it, aloud: its cost grows with their square, 12 GiB at
     20,000 items."""
 
 
