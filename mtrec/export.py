@@ -22,20 +22,21 @@ from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import SPLITS, Histories
 from mtrec.factors import Factors, FactorTerm, fit_factors
 from mtrec.ials import ImplicitFactors
-from mtrec.itemitem import Amount, ItemItem, NextItemSums, fit_ease
+from mtrec.itemitem import ItemItem
 from mtrec.model.batches import TrainingData
 from mtrec.model.loading import load_training_data, open_store, text_rows
 from mtrec.model.network import MultiTaskModel, build_model
 from mtrec.model.terms import (
     RecentPopularity,
     choose_ials,
-    choose_item_item,
-    choose_next_item,
+    choose_items,
     choose_recency,
+    fit_items,
     join_factors,
 )
 from mtrec.model.towers import ItemVectors
 from mtrec.model.validation import social_vectors
+from mtrec.modelconfig import ItemItemTerm, NextItemTerm
 from mtrec.runlog import event
 from mtrec.userstore import SocialRows
 
@@ -208,8 +209,12 @@ def _retrieval_terms(
     """
     size = data.sizes.num_items
     is_again = known.train.num_events != data.train.num_events
-    ials = None
-    items, of_items = _choose_items(config, judged, known, held_out)
+    items, ials = None, None
+    of_items: dict[str, float] = {}
+    term = _pairs_term(config, size)
+    if term is not None:
+        items, of_items = choose_items(judged, config, term, known, held_out)
+        event(logger, f"train.{term.name}", **of_items)
     if config.model.ials is not None:
         ials, items, chosen = choose_ials(judged, config, known, held_out, items)
         event(logger, "train.ials", **chosen)
@@ -226,43 +231,22 @@ def _retrieval_terms(
             if chosen["ridge"]:
                 refit = refit.with_texts(data.items.text.numpy(), chosen["ridge"])
             ials = refit.scaled(chosen["scale"])
-    if items is not None and is_again:
-        items = _fit_items(config, data, of_items).scaled(of_items["scale"])
+    if term is not None and items is not None and is_again:
+        ((_, refitted),) = fit_items(term.narrowed(of_items), data.train, size)
+        items = refitted.scaled(of_items["scale"])
     return items, ials
 
 
-def _choose_items(
-    config: Config, judged: MultiTaskModel, known: TrainingData, held_out: Histories
-) -> tuple[ItemItem | None, dict[str, float]]:
-    """Give the term of pairs of items that validation chooses, and its settings."""
-    for name, choose in (("item_item", choose_item_item), ("next_item", choose_next_item)):
-        term = getattr(config.model, name)
-        if term is None:
-            continue
-        count = known.sizes.num_items - NUM_SPECIAL
-        if count > term.max_items:
-            logger.warning(
-                "model.%s was left out: the catalogue has %d items, more than "
-                "model.%s.max_items = %d",
-                *(name, count, name, term.max_items),
-            )
-            continue
-        found, chosen = choose(judged, config, known, held_out)
-        event(logger, f"train.{name}", **chosen)
-        return found, chosen
-    return None, {}
-
-
-def _fit_items(config: Config, data: TrainingData, settings: Mapping[str, float]) -> ItemItem:
-    """Fit the term of pairs of items with the settings that were chosen, unscaled."""
-    size, order = data.sizes.num_items, config.model.next_item
-    if order is not None:
-        sums = NextItemSums.of(data.train, size, settings["half_life"])
-        return sums.fit(settings["reg"], order.top)
-    term = config.model.item_item
-    assert term is not None, "one of the two was chosen"
-    amount = Amount.of(data.train, term.amount) if term.amount is not None else None
-    return fit_ease(data.train, size, reg=settings["reg"], top=term.top, amount=amount)
+def _pairs_term(config: Config, size: int) -> ItemItemTerm | NextItemTerm | None:
+    """Give the term of pairs of items, if there is one and N is not too many for it."""
+    term = config.model.item_item or config.model.next_item
+    if term is None or size - NUM_SPECIAL <= term.max_items:
+        return term
+    logger.warning(
+        "model.%s was left out: the catalogue has %d items, more than model.%s.max_items = %d",
+        *(term.name, size - NUM_SPECIAL, term.name, term.max_items),
+    )
+    return None
 
 
 def _factors(

@@ -65,7 +65,7 @@ class ItemItem:
 
     weights: sparse.csr_array
     half_life: float | None = None
-    amount: "Amount | None" = None
+    amount: Amount | None = None
 
     def scores(self, histories: Histories) -> sparse.csr_array:
         """Give what users' histories add to the logits of all items: (B, N) float32.

@@ -3,8 +3,8 @@
 Part of the one schema, see `config.py`.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -168,6 +168,11 @@ class ItemItemTerm(Section):
     """Factors from its scores to logits that are tried on validation, besides leaving it out."""
     max_items: int = Field(50_000, ge=1)
     """Larger catalogues are fitted without it, aloud: its cost grows with their square."""
+    name: ClassVar[str] = "item_item"
+
+    def narrowed(self, settings: Mapping[str, float]) -> Self:
+        """Give the term that tries these settings alone."""
+        return self.model_copy(update={"reg": [settings["reg"]]})
 
 
 class NextItemTerm(Section):
@@ -182,6 +187,12 @@ class NextItemTerm(Section):
     max_items: int = Field(20_000, ge=1)
     """Larger catalogues are fitted without it, aloud: its cost grows with their square, 12 GiB at
     20,000 items."""
+    name: ClassVar[str] = "next_item"
+
+    def narrowed(self, settings: Mapping[str, float]) -> Self:
+        """Give the term that tries these settings alone."""
+        lists = {"half_lives": [settings["half_life"]], "reg": [settings["reg"]]}
+        return self.model_copy(update=lists)
 
 
 class IalsSettings(Section):

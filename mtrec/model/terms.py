@@ -5,7 +5,7 @@ factorisation the predictions of labels.
 The figures are those of `validation.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from mtrec.itemitem import Amount, ItemItem, NextItemSums, fit_ease
 from mtrec.model.batches import TrainingData
 from mtrec.model.network import MultiTaskModel
 from mtrec.model.validation import BLOCK, listed_hits, open_logits, validate_block
-from mtrec.modelconfig import RegressionTask, label_tasks
+from mtrec.modelconfig import ItemItemTerm, NextItemTerm, RegressionTask, label_tasks
 from mtrec.popular import decayed_counts
 
 # What an item-item term is multiplied by once iALS is beside it.
@@ -72,58 +72,49 @@ def choose_recency(
     return {"half_life": share, **chosen}
 
 
-def choose_item_item(
-    model: MultiTaskModel, config: Config, data: TrainingData, held_out: Histories
+def fit_items(
+    term: ItemItemTerm | NextItemTerm, histories: Histories, num_items: int
+) -> Iterator[tuple[dict[str, float], ItemItem]]:
+    """Fit a term of pairs of items with each of its settings; yield settings and what was fitted.
+
+    Settings are `reg` and, of a next-item term, `half_life`.
+    """
+    if isinstance(term, NextItemTerm):
+        for half_life in term.half_lives:
+            sums = NextItemSums.of(histories, num_items, half_life)
+            for reg in term.reg:
+                yield {"half_life": half_life, "reg": reg}, sums.fit(reg, term.top)
+        return
+    amount = Amount.of(histories, term.amount) if term.amount is not None else None
+    for reg in term.reg:
+        fitted = fit_ease(histories, num_items, reg=reg, top=term.top, amount=amount)
+        yield {"reg": reg}, fitted
+
+
+def choose_items(
+    model: MultiTaskModel,
+    config: Config,
+    term: ItemItemTerm | NextItemTerm,
+    data: TrainingData,
+    held_out: Histories,
 ) -> tuple[ItemItem | None, dict[str, float]]:
-    """Choose by NDCG on validation what an item-item term adds to the model's logits.
+    """Choose by NDCG on validation what a term of pairs of items adds to the model's logits.
 
     Args:
         model: with the weights that ship.
-        config: `model.item_item` holds what is tried.
+        config: the run.
+        term: what is tried.
         data: gives the histories (training events) and the inputs.
         held_out: the same users with the events to predict.
 
     Returns:
-        The term, scaled to logits, None where leaving it out is best; and what was chosen:
-        `reg`, `scale`, `ndcg` with it and `ndcg_without`.
+        The term, scaled to logits, None where leaving it out is best; and what was chosen: the
+        settings of `fit_items`, `scale`, `ndcg` with it and `ndcg_without`.
     """
-    term = config.model.item_item
-    assert term is not None, "a configuration with an item-item term"
-    size = data.sizes.num_items
-    amount = Amount.of(data.train, term.amount) if term.amount is not None else None
-    fitted = {
-        reg: fit_ease(data.train, size, reg=reg, top=term.top, amount=amount) for reg in term.reg
-    }
-    reg, chosen = _best_of(model, config, data, held_out, fitted, term.scales)
+    settings, fitted = zip(*fit_items(term, data.train, data.sizes.num_items), strict=True)
+    best, chosen = _best_of(model, config, data, held_out, dict(enumerate(fitted)), term.scales)
     scale = chosen["scale"]
-    return (fitted[reg].scaled(scale) if scale else None), {"reg": reg, **chosen}
-
-
-def choose_next_item(
-    model: MultiTaskModel, config: Config, data: TrainingData, held_out: Histories
-) -> tuple[ItemItem | None, dict[str, float]]:
-    """Choose by NDCG on validation what ridge regression of the next item adds to the logits.
-
-    Args:
-        model: with the weights that ship.
-        config: `model.next_item` holds what is tried.
-        data: gives the histories (training events) and the inputs.
-        held_out: the same users with the events to predict.
-
-    Returns:
-        The term, scaled to logits, None where leaving it out is best; and what was chosen:
-        `half_life`, `reg`, `scale`, `ndcg` with it and `ndcg_without`.
-    """
-    term = config.model.next_item
-    assert term is not None, "a configuration with a next-item term"
-    fitted: dict[tuple[float, float], ItemItem] = {}
-    for half_life in term.half_lives:
-        sums = NextItemSums.of(data.train, data.sizes.num_items, half_life)
-        fitted |= {(half_life, reg): sums.fit(reg, term.top) for reg in term.reg}
-    (half_life, reg), chosen = _best_of(model, config, data, held_out, fitted, term.scales)
-    scale = chosen["scale"]
-    found = fitted[half_life, reg].scaled(scale) if scale else None
-    return found, {"half_life": half_life, "reg": reg, **chosen}
+    return (fitted[best].scaled(scale) if scale else None), {**settings[best], **chosen}
 
 
 def choose_ials(

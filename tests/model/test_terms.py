@@ -14,8 +14,7 @@ from mtrec.model.fit import start_state
 from mtrec.model.network import Context
 from mtrec.model.terms import (
     choose_ials,
-    choose_item_item,
-    choose_next_item,
+    choose_items,
     choose_recency,
     join_factors,
 )
@@ -86,12 +85,9 @@ def test_recent_popularity_is_the_best_of_those_tried(any_config, fitted) -> Non
 def test_the_item_item_term_is_the_best_of_those_tried(any_config, fitted) -> None:
     model, data, held_out = fitted
     term = ItemItemTerm(top=6, reg=[1.0, 10.0], scales=[1.0, 5.0])
-    config = any_config.model_copy(
-        update={"model": any_config.model.model_copy(update={"item_item": term})}
-    )
-    found, chosen = choose_item_item(model, config, data, held_out)
+    found, chosen = choose_items(model, any_config, term, data, held_out)
     size, values = data.sizes.num_items, {}
-    seen = data.train.latest(config.model.kept_events)
+    seen = data.train.latest(any_config.model.kept_events)
     ndcg = _ndcg_beside(model, data, held_out)
     for reg in term.reg:
         added = fit_ease(data.train, size, reg=reg, top=6).scores(seen).toarray()
@@ -108,12 +104,9 @@ def test_the_item_item_term_is_the_best_of_those_tried(any_config, fitted) -> No
 def test_the_next_item_term_is_the_best_of_those_tried(any_config, fitted) -> None:
     model, data, held_out = fitted
     term = NextItemTerm(top=6, half_lives=[1.0, 3.0], reg=[1.0, 10.0], scales=[1.0, 5.0])
-    config = any_config.model_copy(
-        update={"model": any_config.model.model_copy(update={"next_item": term})}
-    )
-    found, chosen = choose_next_item(model, config, data, held_out)
+    found, chosen = choose_items(model, any_config, term, data, held_out)
     values = {}
-    seen = data.train.latest(config.model.kept_events)
+    seen = data.train.latest(any_config.model.kept_events)
     ndcg = _ndcg_beside(model, data, held_out)
     for half_life, reg in itertools.product(term.half_lives, term.reg):
         sums = NextItemSums.of(data.train, data.sizes.num_items, half_life)
