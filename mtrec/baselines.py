@@ -33,10 +33,10 @@ from mtrec.classics import (
     Slim,
     Slit,
     TextNearest,
-    fit_ials,
 )
 from mtrec.config import Candidates
 from mtrec.data.histories import SPLITS, Histories, unmet_items
+from mtrec.ials import fit_ials
 from mtrec.popular import decayed_counts, item_counts
 from mtrec.svdpp import SvdPP
 from mtrec.tuning import Settings, Tuned, Watch, search

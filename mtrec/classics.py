@@ -12,11 +12,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from threadpoolctl import threadpool_limits
 
 from mtrec import metrics
 from mtrec.data.histories import Histories
-from mtrec.ials import ImplicitFactors
+from mtrec.ials import ImplicitFactors, fit_ials
 from mtrec.itemitem import NextItemSums, interaction_matrix, inverse_of
 from mtrec.popular import item_counts
 
@@ -24,8 +23,6 @@ Scores = NDArray[np.float32]
 
 _BLOCK = 1 << 24
 _TINY = 1e-12
-# Small problems: two threads gain, more only wait for each other, and neither changes a result.
-_NUM_THREADS = 2
 
 
 class RankingBaseline(Protocol):
@@ -261,42 +258,6 @@ class Bpr:
         """Give (B, N) inner products of users' and items' factors."""
         users = self._model.user_factors[[self._rows[user] for user in histories.user_ids]]
         return np.asarray(users @ self._model.item_factors.T, np.float32)
-
-
-def fit_ials(
-    histories: Histories,
-    num_items: int,
-    *,
-    factors: int,
-    alpha: float,
-    reg: float,
-    seed: int,
-    iterations: int = 15,
-) -> ImplicitFactors:
-    """Factorise implicit feedback by alternating least squares (Hu et al. 2008).
-
-    Minimises sum_ui c_ui (p_ui - x_u'y_i)^2 + reg (|X|^2 + |Y|^2), c = alpha where a user touched
-    an item and 1 elsewhere; `implicit` does the work.
-    """
-    # The library knows the old SciPy class. It warns unless BLAS runs on one thread: its own
-    # threads share the work.
-    matrix = sparse.csr_matrix(interaction_matrix(histories, num_items))
-    with threadpool_limits(1, "blas"):
-        from implicit.cpu.als import AlternatingLeastSquares
-
-        model = AlternatingLeastSquares(
-            factors=factors,
-            alpha=alpha,
-            regularization=reg,
-            iterations=iterations,
-            num_threads=_NUM_THREADS,
-            random_state=seed,
-        )
-        model.fit(matrix, show_progress=False)
-    items = np.array(model.item_factors, np.float32)
-    # The library leaves them at their random start where nobody has met an item.
-    items[np.bincount(matrix.indices, minlength=num_items) == 0] = 0.0
-    return ImplicitFactors.of(items, alpha=alpha, reg=reg)
 
 
 class Ials:

@@ -15,13 +15,12 @@ import torch
 from mtrec import storage
 from mtrec.bundle import EncoderInfo, ItemArrays, save_bundle
 from mtrec.catalogue import NUM_SPECIAL
-from mtrec.classics import fit_ials
 from mtrec.config import Config
 from mtrec.data.dataset import read_table
 from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import SPLITS, Histories
 from mtrec.factors import Factors, FactorTerm, fit_factors
-from mtrec.ials import ImplicitFactors
+from mtrec.ials import ImplicitFactors, fit_ials
 from mtrec.itemitem import ItemItem
 from mtrec.model.batches import TrainingData
 from mtrec.model.loading import load_training_data, open_store, text_rows

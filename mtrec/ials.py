@@ -1,10 +1,9 @@
 """Factors of implicit feedback: who touched what, in a few numbers an item.
 
-The optional low-rank part of retrieval, for data whose order means nothing: iALS fitted on the
-events that the network was fitted on (`classics.fit_ials`), scaled to the network's logits by
-validation. Users have no rows: each is solved for from its history. Items that nobody met may get
-factors that their texts tell. Sits beside the item vectors in a bundle. Pure NumPy; no torch, no
-files, no Ray.
+The optional low-rank part of retrieval: iALS fitted on the events that the network was fitted on,
+scaled to the network's logits by validation. Users have no rows: each is solved for from its
+history. Items that nobody met may get factors that their texts tell. Sits beside the item vectors
+in a bundle. NumPy, and `implicit` for the fit; no torch, no files, no Ray.
 
 Shapes: B users, N rows of the item vocabulary, K factors, M texts, W numbers of a text vector.
 """
@@ -16,12 +15,17 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
+from threadpoolctl import threadpool_limits
 
 from mtrec.catalogue import NUM_SPECIAL
 from mtrec.data.histories import Histories
+from mtrec.itemitem import interaction_matrix
 
 ARRAYS = ("items", "settings", "gram", "told", "text_weights", "text_means")
 """What `ImplicitFactors.to_arrays` gives; the last four only where texts tell factors."""
+# Small problems: two threads gain, more only wait for each other, and neither changes a result.
+_NUM_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,3 +175,39 @@ class ImplicitFactors:
             raise ValueError(f"ials: texts of {width} numbers for {items.shape[1]} factors")
         text_map = TextMap(weights, means[:width], means[width:])
         return replace(found, gram=gram, told=told, text_map=text_map)
+
+
+def fit_ials(
+    histories: Histories,
+    num_items: int,
+    *,
+    factors: int,
+    alpha: float,
+    reg: float,
+    seed: int,
+    iterations: int = 15,
+) -> ImplicitFactors:
+    """Factorise implicit feedback by alternating least squares (Hu et al. 2008).
+
+    Minimises sum_ui c_ui (p_ui - x_u'y_i)^2 + reg (|X|^2 + |Y|^2), c = alpha where a user touched
+    an item and 1 elsewhere; `implicit` does the work.
+    """
+    # The library knows the old SciPy class. It warns unless BLAS runs on one thread: its own
+    # threads share the work.
+    matrix = sparse.csr_matrix(interaction_matrix(histories, num_items))
+    with threadpool_limits(1, "blas"):
+        from implicit.cpu.als import AlternatingLeastSquares
+
+        model = AlternatingLeastSquares(
+            factors=factors,
+            alpha=alpha,
+            regularization=reg,
+            iterations=iterations,
+            num_threads=_NUM_THREADS,
+            random_state=seed,
+        )
+        model.fit(matrix, show_progress=False)
+    items = np.array(model.item_factors, np.float32)
+    # The library leaves them at their random start where nobody has met an item.
+    items[np.bincount(matrix.indices, minlength=num_items) == 0] = 0.0
+    return ImplicitFactors.of(items, alpha=alpha, reg=reg)

@@ -16,11 +16,11 @@ from scipy import sparse
 
 from mtrec import storage
 from mtrec.bundle import EncoderInfo, ItemArrays, save_bundle
-from mtrec.classics import fit_ials
 from mtrec.config import Config
 from mtrec.configfile import parse_config
 from mtrec.data.features import ColumnTransform, FeatureTransform, Vocabulary
 from mtrec.data.histories import Histories
+from mtrec.ials import fit_ials
 from mtrec.model.network import ModelSizes, TowerSizes, build_model
 from mtrec.text.encoder import build_encoder
 from mtrec.userstore import SocialRows

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from mtrec.classics import fit_ials
 from mtrec.data.histories import Histories
-from mtrec.ials import ImplicitFactors
+from mtrec.ials import ImplicitFactors, fit_ials
 
 
 @pytest.fixture

@@ -14,11 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from mtrec import metrics
-from mtrec.classics import fit_ials
 from mtrec.config import Config
 from mtrec.data.histories import Histories
 from mtrec.factors import Factors, FactorTerm, fit_join
-from mtrec.ials import ImplicitFactors
+from mtrec.ials import ImplicitFactors, fit_ials
 from mtrec.itemitem import Amount, ItemItem, NextItemSums, fit_ease
 from mtrec.model.batches import TrainingData
 from mtrec.model.network import MultiTaskModel

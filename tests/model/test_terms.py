@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec.classics import fit_ials
 from mtrec.data.histories import history_batch, last_windows
 from mtrec.factors import fit_factors, fit_join
+from mtrec.ials import fit_ials
 from mtrec.itemitem import NextItemSums, fit_ease
 from mtrec.model.fit import start_state
 from mtrec.model.network import Context
