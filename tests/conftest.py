@@ -110,7 +110,8 @@ def planted_run(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> "t
     from mtrec.chain import run
 
     folder = tmp_path_factory.mktemp("planted")
-    config = _plant(folder)
+    term = {"half_lives": [2.0], "reg": [5.0], "scales": [4.0]}
+    config = _plant(folder, model={"next_item": term})
     run(config)
     return config, folder / "run"
 

@@ -55,7 +55,7 @@ def set_run(
 ) -> tuple[Config, Path]:
     """Run the chain with the set encoder, all extra terms, friends and a refit."""
     folder = tmp_path_factory.mktemp("set")
-    term = {"top": 8, "reg": [5.0], "scales": [1.0, 4.0]}
+    term = {"amount": "rating", "top": 8, "reg": [5.0], "scales": [1.0, 4.0]}
     config = plant(
         folder,
         friends=3,
@@ -78,6 +78,7 @@ def test_a_refitted_model_is_judged_on_test_alone(set_run: tuple[Config, Path]) 
     bundle = load_bundle(str(workdir / "bundles"))
     assert bundle.fitted_on == ["train", "validation"]
     assert bundle.item_item is not None
+    assert bundle.item_item.amount is not None
     assert bundle.ials is not None
     assert bundle.factors is not None
     assert set(bundle.factors.weights) <= {"rating", "like"}
@@ -137,6 +138,7 @@ def test_evaluation_batch_and_http_agree(which: str, request: pytest.FixtureRequ
     batch = pq.read_table(sorted((workdir / "predictions").glob("*.parquet"))).to_pandas()
     # HTTP: the same events in the request
     recommender = Recommender.load(bundles)
+    assert recommender.bundle.item_item is not None, "what pairs of items say is part of it"
     histories = read_histories(str(workdir / "dataset"))
     ids = recommender.item_ids(histories.item_index)
     host = ModelHost(lambda _: recommender)

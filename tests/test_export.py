@@ -29,7 +29,7 @@ class Exporter:
 
     def __call__(self, fitted_on: list[str], **model: object) -> Bundle:
         tree = self.config.model_dump(mode="json")
-        tree["model"] |= model
+        tree["model"] |= {"next_item": None, **model}
         config = parse_config(tree)
         state = start_state(config, self.data(["train"]), torch.device("cpu"))
         saved: dict[str, Any] = {"export": state.export_weights(), "epoch": 1, "history": []}

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,10 @@ def mtrec(
 
 
 @pytest.fixture(scope="module")
-def config_file(plant: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("s3-data")
-    path = folder / "config.yaml"
-    path.write_text(dump_config(plant(folder)))
+def config_file(planted_run: tuple[Config, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Give the configuration of the local run that a run on S3 is compared with."""
+    path = tmp_path_factory.mktemp("s3-data") / "config.yaml"
+    path.write_text(dump_config(planted_run[0]))
     return str(path)
 
 
