@@ -1,4 +1,4 @@
-"""The quality job: rows, resume by row and seed, parts and twins, one tiny row for real."""
+"""The quality job: rows, resume by row and seed, parts and twins, one small row for real."""
 
 import json
 import os
@@ -342,6 +342,35 @@ QUICK = (
     *("train.epochs=1", "train.num_workers=0", 'train.refit="no"'),
     *("evaluate.bootstrap_samples=100", "ray.num_cpus=4", "ray.object_store_mb=200"),
 )
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_small_row_run_anew_gives_the_figures_of_the_readme(
+    tmp_path: Path, ray_local: None
+) -> None:
+    (row,) = chosen_rows("C1")
+    try:
+        row.find(None)
+    except DataError as error:
+        pytest.skip(str(error))
+
+    assert measure([row], options(tmp_path)) == ["C1"]
+
+    place = Path("c1") / "seed-0" / "result.json"
+    found, recorded = (
+        json.loads((folder / place).read_text()) for folder in (tmp_path, JOBS / "results/quality")
+    )
+    assert found["key"] == recorded["key"]
+    found, recorded = found["report"], recorded["report"]
+    assert found["tuned"].keys() == recorded["tuned"].keys()
+    for name, figures in recorded["baselines"].items():
+        for task, of_task in figures.items():
+            assert found["baselines"][name][task] == pytest.approx(of_task, rel=1e-3), (name, task)
+    # A network that is trained on another CPU is another one in its last digits, and then in more.
+    for task, metric in (("retrieval", "recall@10"), ("rating", "rmse"), ("like", "auc")):
+        figure = recorded["model"][task][metric]
+        assert found["model"][task][metric] == pytest.approx(figure, rel=0.02), task
 
 
 @pytest.mark.ray
