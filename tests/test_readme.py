@@ -45,9 +45,26 @@ def test_the_file_tree_leaves_out_no_module() -> None:
     assert modules <= set(tree())
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
-def test_links_lead_to_files(link: str) -> None:
-    assert (ROOT / link).exists()
+def links() -> list[tuple[str, str]]:
+    """Give the pages and what each links to."""
+    found = []
+    for name in ("README.md", "jobs/results/README.md", "k8s/README.md", "cluster/README.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        found += [(name, link) for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)]
+    return found
+
+
+@pytest.mark.parametrize(("page", "link"), links())
+def test_links_lead_to_files(page: str, link: str) -> None:
+    assert ((ROOT / page).parent / link).exists()
+
+
+def test_links_to_a_place_in_a_page_lead_to_a_heading_of_it() -> None:
+    text = (ROOT / "jobs" / "results" / "README.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)", README, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^a-z0-9 -]", "", head.lower()).replace(" ", "-") for head in headings}
+    named = re.findall(r"README\.md#([^)]+)\)", text)
+    assert named and set(named) <= anchors
 
 
 def test_the_example_of_own_data_is_a_configuration_of_ten_lines() -> None:
