@@ -55,7 +55,7 @@ def main() -> int:
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the data sets")
     parser.add_argument("--rows", help="such as P3,P12; default: all")
-    parser.add_argument("--seeds", type=int, metavar="N", help="default: 3; 5 for M1, 1 for P6, C2")
+    parser.add_argument("--seeds", type=int, metavar="N", help="default: as the README's table")
     parser.add_argument(
         "--folds", type=int, default=NUM_FOLDS, metavar="N",
         help=f"of the {NUM_FOLDS} folds of users of C2 only the first N",
