@@ -67,7 +67,8 @@ def write_bundle(folder: Path, num_items: int, num_users: int, *, seed: int = 0)
     from mtrec.configfile import parse_config
     from mtrec.data.features import ColumnTransform, FeatureTransform
     from mtrec.data.histories import Histories
-    from mtrec.model.network import ModelSizes, TowerSizes, build_model
+    from mtrec.model.network import build_model
+    from mtrec.model.sizes import ModelSizes, TowerSizes
 
     config = parse_config(
         {

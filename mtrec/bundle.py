@@ -30,7 +30,8 @@ from mtrec.factors import Factors, FactorTerm
 from mtrec.ials import ARRAYS, ImplicitFactors
 from mtrec.itemitem import ItemItem
 from mtrec.localcopy import local_files
-from mtrec.model.network import ModelSizes, MultiTaskModel, build_model
+from mtrec.model.network import MultiTaskModel, build_model
+from mtrec.model.sizes import ModelSizes
 from mtrec.popular import decayed_counts, item_counts, time_span
 from mtrec.text.spec import EncoderSpec
 from mtrec.userstore import SocialRows, UserStore, build_user_store

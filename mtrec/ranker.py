@@ -23,7 +23,7 @@ from mtrec.data.histories import Histories, history_batch, last_windows
 from mtrec.errors import RequestError
 from mtrec.friends import FriendGraph, FriendScorer
 from mtrec.index import ExactIndex
-from mtrec.model.network import UserStates
+from mtrec.model.ranking import UserStates
 from mtrec.model.rows import PairContext, context_inputs, user_inputs
 from mtrec.model.towers import ItemVectors
 from mtrec.modelconfig import label_tasks

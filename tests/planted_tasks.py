@@ -10,7 +10,7 @@ from mtrec.config import Config
 from mtrec.configfile import parse_config
 from mtrec.data.histories import Histories
 from mtrec.model.batches import TrainingData, UserInputs
-from mtrec.model.network import ModelSizes, TowerSizes
+from mtrec.model.sizes import ModelSizes, TowerSizes
 from mtrec.model.towers import FeatureInputs
 
 TASKS = ("first", "second")

@@ -21,7 +21,8 @@ from mtrec.configfile import parse_config
 from mtrec.data.features import ColumnTransform, FeatureTransform, Vocabulary
 from mtrec.data.histories import Histories
 from mtrec.ials import fit_ials
-from mtrec.model.network import ModelSizes, TowerSizes, build_model
+from mtrec.model.network import build_model
+from mtrec.model.sizes import ModelSizes, TowerSizes
 from mtrec.text.encoder import build_encoder
 from mtrec.userstore import SocialRows
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from mtrec.config import Config, SampledSoftmax
 from mtrec.data.histories import HELD_OUT, Histories, history_batch, last_windows
 from mtrec.data.windows import Windows, cut_windows, global_batches, hold_out
-from mtrec.model.network import ModelSizes
 from mtrec.model.objective import Negatives, TrainingBatch
+from mtrec.model.sizes import ModelSizes
 from mtrec.model.social import SocialBatch, SocialData
 from mtrec.model.towers import FeatureInputs, drop_rows
 

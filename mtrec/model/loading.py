@@ -22,7 +22,7 @@ from mtrec.data.links import Links
 from mtrec.friends import FriendGraph
 from mtrec.itemitem import interaction_matrix
 from mtrec.model.batches import TrainingData, UserInputs
-from mtrec.model.network import ModelSizes, TowerSizes
+from mtrec.model.sizes import ModelSizes, TowerSizes
 from mtrec.model.social import SocialData
 from mtrec.model.towers import FeatureInputs
 from mtrec.modelconfig import label_tasks, social_task

@@ -19,7 +19,8 @@ from mtrec.model.losses import (
     retrieval_loss,
     sampled_retrieval_loss,
 )
-from mtrec.model.network import Context, MultiTaskModel
+from mtrec.model.network import MultiTaskModel
+from mtrec.model.ranking import Context
 from mtrec.model.social import SocialBatch
 from mtrec.model.towers import FeatureInputs, ItemVectors
 from mtrec.modelconfig import Task, label_tasks, social_task

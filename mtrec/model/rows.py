@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mtrec.model.network import Context, ModelSizes
+from mtrec.model.ranking import Context
+from mtrec.model.sizes import ModelSizes
 from mtrec.model.towers import FeatureInputs
 from mtrec.userstore import UserRows
 

@@ -16,7 +16,8 @@ from mtrec.config import Config
 from mtrec.data.histories import Histories, history_batch, last_windows, unmet_items
 from mtrec.friends import FriendScorer, friend_relevance, metric_lists
 from mtrec.model.batches import TrainingData
-from mtrec.model.network import Context, MultiTaskModel, UserStates
+from mtrec.model.network import MultiTaskModel
+from mtrec.model.ranking import Context, UserStates
 from mtrec.model.towers import ItemVectors
 from mtrec.modelconfig import social_task
 

@@ -9,14 +9,16 @@ import torch
 
 from mtrec.config import Config
 from mtrec.configfile import parse_config
-from mtrec.data.histories import Histories
+from mtrec.data.histories import Histories, history_batch, last_windows
 from mtrec.data.links import Links
 from mtrec.dataconfig import SocialTable
 from mtrec.friends import FriendGraph
 from mtrec.itemitem import interaction_matrix
 from mtrec.model.batches import TrainingData, UserInputs
 from mtrec.model.fit import start_state, train_epoch
-from mtrec.model.network import ModelSizes, TowerSizes
+from mtrec.model.network import build_model
+from mtrec.model.ranking import UserStates
+from mtrec.model.sizes import ModelSizes, TowerSizes
 from mtrec.model.social import SocialData
 from mtrec.model.towers import FeatureInputs
 from mtrec.modelconfig import SetHistory, SocialTask
@@ -177,3 +179,35 @@ def fitted(any_config, make_data):
     for _ in range(3):
         train_epoch(state, config, data)
     return state.model.eval(), data, held_out
+
+
+@pytest.fixture
+def parts(any_config, sizes, make_data):
+    config = any_config
+    torch.manual_seed(0)
+    model = build_model(config.model, config.tasks, sizes).eval()
+    data, _ = make_data()
+    starts, stops = last_windows(data.train, config.model.history.length)
+    arrays = history_batch(data.train, starts, stops, scaling=data.scaling)
+    batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    users = data.users.rows(torch.arange(len(data.train)))
+    return model, data, batch, users, model.encode_items(data.items, data.trained)
+
+
+@pytest.fixture
+def all_states() -> Callable[..., UserStates]:
+    """Give a function that gives the states at all places, zeros beyond the windows' lengths."""
+
+    def states_of(model, batch, users, vectors) -> UserStates:
+        width = batch["item"].shape[1] + 1
+        row_S, place_S = torch.nonzero(torch.arange(width) <= batch["length"][:, None]).T
+        states = model.encode_history(batch, users, vectors, row_S, place_S)
+
+        def unpacked(values_SX):
+            zeros = values_SX.new_zeros(len(batch["length"]), width, values_SX.shape[-1])
+            return zeros.index_put((row_S, place_S), values_SX)
+
+        found = (states.vector, states.residual, states.taste)
+        return UserStates(*(unpacked(values) for values in found))
+
+    return states_of

@@ -3,7 +3,7 @@ import pytest
 from small_bundle import Small
 
 from mtrec.bundle import Bundle, load_bundle
-from mtrec.model.network import Context
+from mtrec.model.ranking import Context
 from mtrec.model.rows import PairContext, context_inputs, user_inputs
 
 

@@ -11,7 +11,7 @@ from mtrec.factors import fit_factors, fit_join
 from mtrec.ials import fit_ials
 from mtrec.itemitem import NextItemSums, fit_ease
 from mtrec.model.fit import start_state
-from mtrec.model.network import Context
+from mtrec.model.ranking import Context
 from mtrec.model.terms import (
     choose_ials,
     choose_items,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mtrec.data.histories import history_batch, last_windows
-from mtrec.model.network import Context
+from mtrec.model.ranking import Context
 from mtrec.model.validation import monitored, open_logits, validate
 
 
