@@ -23,8 +23,9 @@ from mtrec.configfile import load_config
 from mtrec.data import draws
 from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import DataError
+from mtrec.paths import Paths
 from mtrec.recommender import Recommender
-from mtrec.stages import SPEED, Paths
+from mtrec.stages import SPEED
 from mtrec.twins import compare_bundles
 from mtrec.versions import find_bundle
 

@@ -26,7 +26,7 @@ from _synthetic import write_bundle
 from mtrec import storage
 from mtrec.config import Config, ServeConfig
 from mtrec.configfile import dump_config
-from mtrec.stages import Paths
+from mtrec.paths import Paths
 from mtrec.versions import CURRENT, find_bundle
 
 USERS_A_BATCH = 64

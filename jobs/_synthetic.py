@@ -65,7 +65,8 @@ def write_bundle(folder: Path, num_items: int, num_users: int, *, seed: int = 0)
     from mtrec import storage
     from mtrec.bundle import ItemArrays, save_bundle
     from mtrec.configfile import parse_config
-    from mtrec.data.features import ColumnTransform, FeatureTransform
+    from mtrec.data.columns import ColumnTransform
+    from mtrec.data.features import FeatureTransform
     from mtrec.data.histories import Histories
     from mtrec.model.network import build_model
     from mtrec.model.sizes import ModelSizes, TowerSizes

@@ -34,8 +34,9 @@ from mtrec.chain import run
 from mtrec.cli import run_shell
 from mtrec.config import Config
 from mtrec.configfile import load_config, parse_config
+from mtrec.paths import Paths
 from mtrec.runlog import configure_logging
-from mtrec.stages import STAGES, Paths
+from mtrec.stages import STAGES
 
 JOBS = Path(__file__).resolve().parent
 ALL = ("prepare", "embed", "train", "evaluate", "score", "serve")

@@ -12,9 +12,10 @@ from mtrec import artifacts, storage
 from mtrec.config import Config
 from mtrec.dataconfig import KFoldSplit
 from mtrec.errors import ConfigError
+from mtrec.paths import Paths
 from mtrec.runlock import hold_folder
 from mtrec.runlog import event
-from mtrec.stages import STAGES, Chain, Outcome, Paths, explained
+from mtrec.stages import STAGES, Chain, Outcome, explained
 
 logger = logging.getLogger("mtrec.chain")
 

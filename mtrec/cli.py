@@ -18,8 +18,9 @@ from mtrec import __version__, artifacts, chain
 from mtrec.config import Config, Serving
 from mtrec.configfile import dump_config, load_config, parse_serving
 from mtrec.errors import ConfigError, DataError, MtrecError
+from mtrec.paths import Paths
 from mtrec.runlog import configure_logging
-from mtrec.stages import Outcome, Paths
+from mtrec.stages import Outcome
 
 app = typer.Typer(
     name="mtrec",

@@ -1,7 +1,20 @@
 """Label expressions and text templates, as a configuration writes them. Pure."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_OPERATORS = {
+    ">=": np.greater_equal,
+    ">": np.greater,
+    "<=": np.less_equal,
+    "<": np.less,
+    "==": np.equal,
+    "!=": np.not_equal,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +57,24 @@ def parse_label(text: str) -> LabelExpression:
         operator=match["operator"],
         value=float(match["value"] or 0.0),
     )
+
+
+def label_values(label: str, columns: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float32]:
+    """Evaluate a label expression over events.
+
+    Args:
+        label: `rating`, `rating >= 4`.
+        columns: number column -> (E,) float64 as in the source, NaN where missing.
+
+    Returns:
+        (E,) float32: the column's values, or 1 and 0 for a comparison; NaN where missing.
+    """
+    expression = parse_label(label)
+    values = columns[expression.column]
+    if expression.operator is None:
+        return values.astype(np.float32)
+    holds = _OPERATORS[expression.operator](values, expression.value)
+    return np.where(np.isnan(values), np.nan, holds).astype(np.float32)
 
 
 def template_fields(template: str) -> list[str]:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from mtrec.config import Config
-from mtrec.data.features import time_part
+from mtrec.data.columns import time_part
 from mtrec.dataconfig import Column, TimeColumn
 from mtrec.errors import RequestError
 

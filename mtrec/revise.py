@@ -25,9 +25,9 @@ from mtrec import artifacts, storage
 from mtrec.bundle import Bundle, load_bundle
 from mtrec.catalogue import NUM_SPECIAL
 from mtrec.data import contract, readers
+from mtrec.data.columns import UNKNOWN
 from mtrec.data.contract import PLACE, REASON, ROW
 from mtrec.data.dataset import read_table
-from mtrec.data.features import UNKNOWN
 from mtrec.dataconfig import ItemsTable
 from mtrec.errors import ArtifactError, DataError
 from mtrec.localcopy import local_files

@@ -18,7 +18,8 @@ from mtrec import storage
 from mtrec.bundle import EncoderInfo, ItemArrays, save_bundle
 from mtrec.config import Config
 from mtrec.configfile import parse_config
-from mtrec.data.features import ColumnTransform, FeatureTransform, Vocabulary
+from mtrec.data.columns import ColumnTransform, Vocabulary
+from mtrec.data.features import FeatureTransform
 from mtrec.data.histories import Histories
 from mtrec.ials import fit_ials
 from mtrec.model.network import build_model

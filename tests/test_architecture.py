@@ -17,7 +17,7 @@ PACKAGE = ROOT / "mtrec"
 
 # Lower layers never import higher ones. A trailing dot stands for everything below.
 LAYERS: dict[int, tuple[str, ...]] = {
-    0: ("errors", "storage", "artifacts", "runlog", "runlock", "localcopy", "versions"),
+    0: ("errors", "storage", "artifacts", "runlog", "runlock", "localcopy", "versions", "paths"),
     1: ("config", "configfile", "configchecks", "dataconfig", "modelconfig", "labels"),
     2: (
         *("data.", "text.", "model.", "serve."),

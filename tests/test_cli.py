@@ -13,7 +13,7 @@ from mtrec.cli import _print_twins, app, run_shell
 from mtrec.config import Config
 from mtrec.configfile import dump_config
 from mtrec.errors import ArtifactError, ConfigError, DataError, MtrecError
-from mtrec.stages import Paths
+from mtrec.paths import Paths
 
 
 def mtrec(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from mtrec.labels import parse_label, template_fields
+from mtrec.labels import label_values, parse_label, template_fields
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,19 @@ def test_anything_else_is_no_label(text: str) -> None:
 
 def test_template_fields_are_listed_in_order() -> None:
     assert template_fields("{title} ({year}) | {genres}") == ["title", "year", "genres"]
+
+
+@pytest.mark.parametrize(
+    ("label", "values"),
+    [
+        ("rating", [3.0, 4.0, np.nan]),
+        ("rating >= 4", [0.0, 1.0, np.nan]),
+        ("rating < 4", [1.0, 0.0, np.nan]),
+        ("rating != 3", [0.0, 1.0, np.nan]),
+    ],
+)
+def test_labels_follow_their_expression_and_missing_stays_missing(
+    label: str, values: list[float]
+) -> None:
+    found = label_values(label, {"rating": np.array([3.0, 4.0, np.nan])})
+    np.testing.assert_array_equal(found, np.array(values, np.float32))

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from mtrec.config import BehaviourText, Config
 from mtrec.data import splits
-from mtrec.data.features import label_values
 from mtrec.data.histories import Histories
+from mtrec.labels import label_values
 
 MIN_EVENTS_TO_TELL = 4
 """Users with fewer training events get no behaviour text: nothing would be left to predict."""

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrec.config import Config
-from mtrec.data.features import label_values
 from mtrec.errors import DataError
+from mtrec.labels import label_values
 from mtrec.modelconfig import RegressionTask, label_tasks
 
 Misfits = dict[str, tuple[int, float]]

@@ -28,15 +28,9 @@ from mtrec.data.clean import (
     find_outliers,
     merge_duplicates,
 )
+from mtrec.data.columns import FIRST_KNOWN, UNKNOWN, time_part
 from mtrec.data.contract import INTEGER, PLACE, REASON, ROW
-from mtrec.data.features import (
-    FIRST_KNOWN,
-    UNKNOWN,
-    FeatureTransform,
-    label_values,
-    summarise,
-    time_part,
-)
+from mtrec.data.features import FeatureTransform, summarise
 from mtrec.data.histories import SPLITS, Histories
 from mtrec.data.labelcheck import Misfits, Ranges, find_misfits, find_ranges
 from mtrec.dataconfig import (
@@ -49,6 +43,7 @@ from mtrec.dataconfig import (
     RandomSplit,
     TimeColumn,
 )
+from mtrec.labels import label_values
 from mtrec.modelconfig import label_tasks
 
 REJECTS = pa.schema([(PLACE, pa.int64()), (ROW, pa.string()), (REASON, pa.string())])

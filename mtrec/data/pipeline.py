@@ -29,9 +29,10 @@ from mtrec.data import contract, readers, splits
 from mtrec.data.accounts import Accounts
 from mtrec.data.casts import are_integers
 from mtrec.data.clean import Bounds, merge_summaries, outlier_bounds
+from mtrec.data.columns import FIRST_KNOWN
 from mtrec.data.contract import Table
 from mtrec.data.dataset import write_table
-from mtrec.data.features import FIRST_KNOWN, FeatureTransform, fit_transform, summarise
+from mtrec.data.features import FeatureTransform, fit_transform, summarise
 from mtrec.data.histories import SPLITS
 from mtrec.data.labelcheck import check_labels, join_ranges
 from mtrec.data.lookup import all_users, read_links, read_lookup

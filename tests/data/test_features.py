@@ -3,38 +3,11 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mtrec.configfile import parse_config
-from mtrec.data.features import (
-    ColumnTransform,
-    FeatureTransform,
-    Vocabulary,
-    fit_columns,
-    fit_transform,
-    label_values,
-    summarise,
-)
+from mtrec.data.columns import ColumnTransform, Vocabulary
+from mtrec.data.features import FeatureTransform, fit_columns, fit_transform, summarise
 from mtrec.data.sources import planted
-
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
-
-
-@given(st.dictionaries(texts, st.integers(1, 5), max_size=8), st.integers(1, 3))
-def test_vocabulary_positions_lead_back_to_the_values(counts, min_count):
-    vocabulary = Vocabulary.fit(counts, min_count=min_count)
-    known = sorted(value for value, count in counts.items() if count >= min_count)
-    assert vocabulary.index(known).tolist() == list(range(2, 2 + len(known)))
-    assert len(vocabulary) == 2 + len(known)
-    rare = [value for value, count in counts.items() if count < min_count]
-    assert set(vocabulary.index(rare).tolist()) <= {1}
-
-
-def test_missing_is_padding_or_a_category_of_its_own():
-    assert Vocabulary(("a",)).index(["a", None, "b"]).tolist() == [2, 0, 1]
-    assert Vocabulary(("a",), has_missing=True).index(["a", None, "b"]).tolist() == [2, 3, 1]
-    assert len(Vocabulary(("a",), has_missing=True)) == 4
 
 
 def columns(**kinds):
@@ -177,17 +150,3 @@ def test_sizes_and_scaling_follow_the_configurations_order(tmp_path):
     assert transform.user_sizes.categories == {"gender": 3}
     # Ratings 1 and 4: mean 2.5, deviation 1.5.
     assert transform.event_scaling == {"rating": (2.5, 1.5)}
-
-
-@pytest.mark.parametrize(
-    ("label", "values"),
-    [
-        ("rating", [3.0, 4.0, np.nan]),
-        ("rating >= 4", [0.0, 1.0, np.nan]),
-        ("rating < 4", [1.0, 0.0, np.nan]),
-        ("rating != 3", [0.0, 1.0, np.nan]),
-    ],
-)
-def test_labels_follow_their_expression_and_missing_stays_missing(label, values):
-    found = label_values(label, {"rating": np.array([3.0, 4.0, np.nan])})
-    np.testing.assert_array_equal(found, np.array(values, np.float32))
