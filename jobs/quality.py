@@ -2,7 +2,7 @@
 
     python jobs/quality.py --out runs/quality                # the rows on MovieLens-100K
     python jobs/quality.py --data DIR --out runs/quality     # all rows
-    python jobs/quality.py --data DIR --rows P3,P8 --seeds 5 --out runs/quality
+    python jobs/quality.py --data DIR --rows P5,C1 --seeds 5 --out runs/quality
 
 MovieLens-100K is fetched. DIR may hold `hetrec2011-lastfm-2k/` and `ml-1m/` (both from
 grouplens.org) or `ml-1m-sequences/`, and `ml-100k/` as RecBole carries it; rows whose data is not
@@ -41,7 +41,7 @@ from _seeds import beside_line, goal_line, join, part_line
 from _tables import Tables, add_result
 
 from mtrec.cli import run_shell
-from mtrec.errors import DataError
+from mtrec.errors import ConfigError, DataError
 from mtrec.runlog import configure_logging
 
 
@@ -75,7 +75,10 @@ def main() -> int:
         parser.error("--seeds must be at least 1")
     if not 1 <= given.folds <= NUM_FOLDS:
         parser.error(f"--folds must be 1 to {NUM_FOLDS}")
-    rows = chosen_rows(given.rows)
+    try:
+        rows = chosen_rows(given.rows)
+    except ConfigError as error:
+        parser.error(str(error))
     configure_logging()
     # Ray's workers have working folders of their own.
     out = given.out.resolve()
