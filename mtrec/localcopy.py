@@ -56,7 +56,9 @@ def _hold(folder: str, place: str) -> int:
     """Fill a folder unless somebody has; give its descriptor, which keeps it for others to see."""
     whole = os.path.join(folder, _WHOLE)
     while True:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        # `makedirs(exist_ok=True)` looks again at what was there, and fails if it has just gone.
+        with suppress(FileExistsError):
+            Path(folder).mkdir(mode=0o700)
         try:
             held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:  # just removed by the last of its users

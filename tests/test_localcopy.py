@@ -66,6 +66,25 @@ def test_many_at_once_each_find_it_whole(manifest: Manifest, tmp_path: Path) -> 
     assert os.listdir(tmp_path) == []
 
 
+def test_a_copy_that_goes_while_another_asks_for_it_is_made_anew(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = os.mkdir
+    asked: list[str] = []
+
+    def found_and_gone(path: str, mode: int = 0o777) -> None:
+        asked.append(os.fspath(path))
+        if len(asked) == 1:  # the last of its users takes it away between two calls
+            raise FileExistsError(path)
+        mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", found_and_gone)
+    with local_files(PLACE, manifest) as folder:
+        artifacts.verify(folder, manifest, hashes=True)
+    assert asked[:2] == [folder, folder]
+    assert os.listdir(tmp_path) == []
+
+
 def test_the_copy_of_a_process_that_was_killed_goes_with_the_next(
     manifest: Manifest, tmp_path: Path
 ) -> None:
