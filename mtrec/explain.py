@@ -87,9 +87,7 @@ class Explainer:
             part.toarray()[0] if part is not None else None for part in (one.added, one.text_logits)
         )
         share = self.content_share(one.vectors[0], places, added, text_logits)
-        told, effect = self.influence(
-            histories, users, row, places, one.exclude[0], one.text_logits
-        )
+        told, effect = self.influence(histories, users, row, places, one.exclude[0], one.likeness)
         vectors = self._ranker.likeness
         likeness = np.clip(unit_rows(vectors[told]) @ unit_rows(vectors[places]).T, -1.0, 1.0)
         found = []
@@ -107,8 +105,8 @@ class Explainer:
         self,
         user: NDArray[np.float32],
         item_index: NDArray[np.integer],
-        added: NDArray[np.float32] | None = None,
-        text_logits: NDArray[np.float32] | None = None,
+        added: NDArray[np.floating] | None = None,
+        text_logits: NDArray[np.floating] | None = None,
     ) -> NDArray[np.float64]:
         """Give the share of content in the logits of one user for (C,) items: (C,) in [0, 1].
 
@@ -145,7 +143,7 @@ class Explainer:
         row: int,
         item_index: NDArray[np.integer],
         exclude: NDArray[np.integer],
-        text_logits: sparse.csr_array | None = None,
+        likeness: sparse.csr_array | None = None,
     ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Give what each item of one user's history does for given items.
 
@@ -160,7 +158,7 @@ class Explainer:
             row: whose history it is about.
             item_index: (C,) positions of items that may be listed.
             exclude: positions that must not be listed.
-            text_logits: (1, N) float32, what the user's words add; by default nothing.
+            likeness: (1, N) float32, cosines of the user's words with the items; by default none.
 
         Returns:
             (J,) distinct items of the history, the `MAX_REASONS` latest at most, and (J, C)
@@ -176,5 +174,5 @@ class Explainer:
         without = np.concatenate([[-1], items])[variants.event_user]
         variants = variants.select(variants.item_index != without)
         owner = np.full(len(variants), row)
-        shares = self._ranker.log_shares(variants, users, owner, item_index, exclude, text_logits)
+        shares = self._ranker.log_shares(variants, users, owner, item_index, exclude, likeness)
         return items, shares[0] - shares[1:]

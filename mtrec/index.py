@@ -97,7 +97,7 @@ class ExactIndex:
             k: items per user, at least 1.
             exclude: for each user the positions that must not be found.
             allowed: (N,) bool, the positions that may be found; by default all.
-            added: (B, N) float32, to be added to the logits; by default nothing.
+            added: (B, N), to be added to the logits; by default nothing.
         """
         assert np.isfinite(users).all(), "user vectors must be finite"
         item_index = np.full((len(users), k), -1, np.int32)
@@ -133,6 +133,17 @@ class ExactIndex:
             product += np.asarray(added[row, item_index.ravel()]).reshape(item_index.shape)
         result: NDArray[np.float64] = product + self._bias[item_index]
         return result
+
+    def spreads(
+        self, users: NDArray[np.float32], added: sparse.csr_array | None = None
+    ) -> NDArray[np.float64]:
+        """Give the standard deviation of each user's logits over the catalogue: (B,) float64."""
+        found = np.zeros(len(users))
+        for start in range(0, len(users), self._block):
+            rows = slice(start, start + self._block)
+            logits = self._all_logits(users[rows], added[rows] if added is not None else None)
+            found[rows] = logits[:, NUM_SPECIAL:].double().std(dim=1, correction=0).cpu().numpy()
+        return found
 
     def log_shares(
         self,

@@ -22,11 +22,8 @@ from mtrec.rerank import cosines
 from mtrec.text.encoder import TextEncoder, build_encoder
 from mtrec.userstore import UserRows
 
-# A text stands for so many items that resemble it most, if there is no history, and adds so many
-# times its cosine to each item's logit: a product of two softmaxes. Chosen on MovieLens-100K
-# (README, "Wishes in words"): a larger factor steers further and costs accuracy.
+# A text stands for so many items that resemble it most, if there is no history.
 _TEXT_NEIGHBOURS = 10
-_TEXT_SCALE = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +35,14 @@ class Gathered:
         users: their features and texts.
         exclude: B arrays of positions that must not be listed.
         ignored: for each the history items that the catalogue lacks, as the request wrote them.
-        text_logits: (B, N) float32, what texts add to the logits; None: nothing.
+        likeness: (B, N) float32, cosines of wishes in words with the items; None: no wishes.
     """
 
     histories: Histories
     users: UserRows
     exclude: list[NDArray[np.int64]]
     ignored: list[list[str | int]]
-    text_logits: sparse.csr_array | None = None
+    likeness: sparse.csr_array | None = None
 
 
 class RequestInputs:
@@ -83,8 +80,8 @@ class RequestInputs:
             if not query.include_seen:
                 gone += seen[at].tolist() if query.history is None else part.item_index.tolist()
             exclude.append(np.unique(np.array(gone, np.int64)))
-        users, text_logits = self._with_texts(store.rows(found), queries, parts)
-        return Gathered(_concatenate(parts), users, exclude, ignored, text_logits)
+        users, likeness = self._with_texts(store.rows(found), queries, parts)
+        return Gathered(_concatenate(parts), users, exclude, ignored, likeness)
 
     def context(self, queries: Sequence[Query]) -> PairContext:
         """Give the contexts of B requests; what one does not tell is absent."""
@@ -177,11 +174,11 @@ class RequestInputs:
     def _with_texts(
         self, users: UserRows, queries: Sequence[Query], parts: list[Histories]
     ) -> tuple[UserRows, sparse.csr_array | None]:
-        """Put the texts of requests to what is known; give the users and what is added to logits.
+        """Put the texts of requests to what is known; give the users and the wishes' likeness.
 
         Where users were told by a template in training, a text takes the place of the stored one.
-        Elsewhere it is a wish in words: it adds to the logits of items that resemble it, and is the
-        user's text if none is stored. `parts` then gets a history of the items that resemble it
+        Elsewhere it is a wish in words for items that resemble it, and the user's text if none is
+        stored. `parts` then gets a history of the items that resemble it
         most, unless there is a history already.
         """
         rows = [at for at, query in enumerate(queries) if query.text is not None]
@@ -199,11 +196,11 @@ class RequestInputs:
             users = users.with_text([rows[at] for at in new], stored[new])
         if self._bundle.vectors.text is None:
             return users, None
-        added = np.zeros((len(queries), len(self._bundle.vectors.text)), np.float32)
+        found = np.zeros((len(queries), len(self._bundle.vectors.text)), np.float32)
         for at, vector in zip(rows, vectors, strict=True):
             likeness = cosines(self.item_text(), vector)
             likeness[:NUM_SPECIAL] = np.nan
-            added[at] = _TEXT_SCALE * np.nan_to_num(likeness)
+            found[at] = np.nan_to_num(likeness)
             if parts[at].num_events == 0:
                 order = np.lexsort(
                     (self._catalogue.tie_rank, -np.nan_to_num(likeness, nan=-np.inf))
@@ -211,7 +208,7 @@ class RequestInputs:
                 order = order[:_TEXT_NEIGHBOURS]
                 nearest = order[np.isfinite(likeness[order])][::-1]
                 parts[at] = self._history(queries[at], [self._bare_event(p) for p in nearest])
-        return users, sparse.csr_array(added)
+        return users, sparse.csr_array(found)
 
 
 def _concatenate(parts: Sequence[Histories]) -> Histories:

@@ -34,6 +34,10 @@ from mtrec.userstore import UserRows
 # Bound the memory of one pass, not its result.
 USERS_PER_BLOCK = 256
 _PAIRS_PER_BLOCK = 1 << 16
+# A wish in words adds so many standard deviations of the user's logits for a cosine of 1. Relative,
+# because how wide logits are depends on the model and on the user. Chosen on two data sets
+# (README, "Wishes in words"): a larger factor steers further and costs accuracy.
+_TEXT_SCALE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +50,9 @@ class Crowd:
             the bundle has them, those of iALS.
         is_cold: (B,) bool: nothing is known of the user, who shall get what is popular.
         exclude: B arrays of positions that must not be listed.
-        added: (B, N) float32, what the items they met and their words add to their logits; None:
-            nothing.
-        text_logits: (B, N) float32, what of it is from words; None: nothing.
+        added: (B, N), what the items they met and their words add to their logits; None: nothing.
+        text_logits: (B, N) float64, what of it is from words; None: nothing.
+        likeness: (B, N) float32, their words' cosines with the items; None: no words.
         events: what the factorised part of the ranking tasks reads; None: there is none.
     """
 
@@ -58,6 +62,7 @@ class Crowd:
     exclude: Sequence[NDArray[np.integer]]
     added: sparse.csr_array | None = None
     text_logits: sparse.csr_array | None = None
+    likeness: sparse.csr_array | None = None
     events: Histories | None = None
 
     def rows(self, index: Sequence[int]) -> "Crowd":
@@ -70,6 +75,7 @@ class Crowd:
             [self.exclude[at] for at in index],
             self.added[np.asarray(index)] if self.added is not None else None,
             self.text_logits[np.asarray(index)] if self.text_logits is not None else None,
+            self.likeness[np.asarray(index)] if self.likeness is not None else None,
             self.events.rows(index) if self.events is not None else None,
         )
 
@@ -175,7 +181,7 @@ class Ranker:
         histories: Histories,
         users: UserRows,
         exclude: Sequence[NDArray[np.integer]] | None = None,
-        text_logits: sparse.csr_array | None = None,
+        likeness: sparse.csr_array | None = None,
     ) -> Crowd:
         """Encode B users.
 
@@ -184,7 +190,8 @@ class Ranker:
                 latest, `ModelConfig.kept_events`.
             users: B rows.
             exclude: B arrays of positions; by default the items of each history.
-            text_logits: (B, N) float32, what their words add to the logits; by default nothing.
+            likeness: (B, N) float32, cosines of their wishes in words with the items; by default
+                no wishes.
 
         Raises:
             RequestError: the events' numbers are so large that the state is not finite.
@@ -195,11 +202,12 @@ class Ranker:
         # As many as a bundle keeps of who asks by id: every way to ask gives the same list.
         histories = histories.latest(self.bundle.config.model.kept_events)
         is_cold = (np.diff(histories.offsets) == 0) & ~users.is_known
-        added = self._added(histories, text_logits)
         events = histories if self.bundle.factors is not None else None
         states = self._states(histories, users)
         vectors = self._vectors_of(states, histories)
-        return Crowd(states, vectors, is_cold, exclude[: len(users)], added, text_logits, events)
+        added, text_logits = self._added(histories, vectors, likeness)
+        exclude = exclude[: len(users)]
+        return Crowd(states, vectors, is_cold, exclude, added, text_logits, likeness, events)
 
     def rank(self, crowd: Crowd, wish: Wish, context: PairContext | None = None) -> RankedLists:
         """Retrieve, predict, blend, diversify, sort: from user states to lists.
@@ -328,7 +336,7 @@ class Ranker:
         owner: NDArray[np.int64],
         item_index: NDArray[np.integer],
         exclude: NDArray[np.integer],
-        text_logits: sparse.csr_array | None = None,
+        likeness: sparse.csr_array | None = None,
     ) -> NDArray[np.float64]:
         """Give the log of each item's share in the softmax over what may be listed: (B, C).
 
@@ -338,15 +346,15 @@ class Ranker:
             owner: (B,) whose row there goes with each history.
             item_index: (C,) positions of items that may be listed.
             exclude: positions that must not be listed.
-            text_logits: (1, N) float32, what words add to the logits of all; by default nothing.
+            likeness: (1, N) float32, cosines of the words of all with the items; by default none.
         """
         histories = histories.latest(self.bundle.config.model.kept_events)
         states = self._states(histories, users, owner)
-        if text_logits is not None:
-            column = sparse.csr_array(np.ones((len(histories), 1), np.float32))
-            text_logits = column @ text_logits
-        added = self._added(histories, text_logits)
         vectors = self._vectors_of(states, histories)
+        if likeness is not None:
+            column = sparse.csr_array(np.ones((len(histories), 1), np.float32))
+            likeness = column @ likeness
+        added, _ = self._added(histories, vectors, likeness)
         return self._index.log_shares(vectors, item_index, added, exclude)
 
     # ---- steps ----------------------------------------------------------------------------------
@@ -395,14 +403,26 @@ class Ranker:
         return states
 
     def _added(
-        self, histories: Histories, text_logits: sparse.csr_array | None
-    ) -> sparse.csr_array | None:
-        """Give what the items they met and their words add to B users' logits: (B, N)."""
+        self,
+        histories: Histories,
+        vectors: NDArray[np.float32],
+        likeness: sparse.csr_array | None,
+    ) -> tuple[sparse.csr_array | None, sparse.csr_array | None]:
+        """Give what items that B users met and words add to their logits, and words alone.
+
+        Both (B, N), the words in float64: in float32 a user could get another list alone than among
+        others, for the spread is not the same to the last digit.
+        """
         item_item = self.bundle.item_item
-        if item_item is None:
-            return text_logits
-        scores = item_item.scores(histories)
-        return scores if text_logits is None else scores + text_logits
+        added = item_item.scores(histories) if item_item is not None else None
+        if likeness is None:
+            return added, None
+        scale = np.zeros((len(vectors), 1))
+        wishes = np.flatnonzero(np.diff(likeness.indptr))
+        some = added[wishes] if added is not None else None
+        scale[wishes, 0] = _TEXT_SCALE * self._index.spreads(vectors[wishes], some)
+        text_logits = sparse.csr_array(likeness.multiply(scale))
+        return text_logits if added is None else added + text_logits, text_logits
 
     def _vectors_of(self, states: UserStates, histories: Histories) -> NDArray[np.float32]:
         """Give what the index searches with, for B users: (B, D + K)."""

@@ -148,7 +148,7 @@ class Recommender(ArrayRecommender):
             for at, item_id in enumerate(read_ids(item_ids, "item_ids"))
         ]
         known = self._inputs.gather([query])
-        crowd = self._ranker.crowd(known.histories, known.users, known.exclude, known.text_logits)
+        crowd = self._ranker.crowd(known.histories, known.users, known.exclude, known.likeness)
         rated = self._ranker.rate(
             crowd,
             np.array([places], np.int64).reshape(1, len(places)),
@@ -299,9 +299,7 @@ class Recommender(ArrayRecommender):
     ) -> list[dict[str, Any]]:
         """Answer checked requests; those with like wishes are ranked together."""
         known = self._inputs.gather([query for query, _ in queries])
-        everyone = self._ranker.crowd(
-            known.histories, known.users, known.exclude, known.text_logits
-        )
+        everyone = self._ranker.crowd(known.histories, known.users, known.exclude, known.likeness)
         groups: dict[object, list[int]] = {}
         for at, (query, allowed) in enumerate(queries):
             weights = tuple(sorted((query.weights or self._ranker.weights).items()))

@@ -155,6 +155,20 @@ def test_index_says_that_it_is_exact() -> None:
     assert ExactIndex.is_exact
 
 
+@pytest.mark.parametrize("num_users", [1, 3])
+def test_spread_is_the_standard_deviation_over_the_catalogue(num_users: int) -> None:
+    rng = np.random.default_rng(5)
+    vectors = rng.normal(size=(90, 6)).astype(np.float32)
+    bias = rng.normal(size=90).astype(np.float32)
+    users = rng.normal(size=(num_users, 6)).astype(np.float32)
+    added = sparse.random_array((num_users, 90), density=0.1, rng=rng, dtype=np.float32).tocsr()
+    index = ExactIndex(vectors, bias, block_bytes=2 * 4 * 90)
+    z = users.astype(float) @ vectors.T + bias
+    np.testing.assert_allclose(index.spreads(users), z[:, 2:].std(axis=1), rtol=1e-6)
+    expected = (z + added.toarray())[:, 2:].std(axis=1)
+    np.testing.assert_allclose(index.spreads(users, added), expected, rtol=1e-6)
+
+
 def test_log_shares_are_a_softmax_over_what_is_not_excluded() -> None:
     rng = np.random.default_rng(3)
     content, users = (rng.normal(size=(n, 4)).astype(np.float32) for n in (12, 3))

@@ -64,14 +64,17 @@ def test_what_is_met_and_what_is_wished_for_add_up(
     rng = np.random.default_rng(2)
     weights = np.abs(rng.normal(size=(14, 14))).astype(np.float32)
     ranker = Ranker(replace(bundle, item_item=ItemItem(sparse.csr_array(weights))), np.arange(14))
-    wish = rng.normal(size=(len(users), 14)).astype(np.float32)
+    likeness = rng.uniform(-1.0, 1.0, size=(len(users), 14)).astype(np.float32)
+    likeness[2] = 0.0  # who wishes for nothing
     plain = ranker.crowd(small.histories, users)
-    crowd = ranker.crowd(small.histories, users, text_logits=sparse.csr_array(wish))
+    crowd = ranker.crowd(small.histories, users, likeness=sparse.csr_array(likeness))
     assert plain.added is not None and crowd.added is not None
-    np.testing.assert_allclose(crowd.added.toarray(), plain.added.toarray() + wish, rtol=1e-6)
+    z = plain.vectors @ bundle.vectors.search.T + bundle.vectors.bias + plain.added.toarray()
+    wish = 10.0 * z[:, 2:].std(axis=1, keepdims=True) * likeness
+    np.testing.assert_allclose(crowd.added.toarray(), plain.added.toarray() + wish, rtol=1e-4)
     some = crowd.rows([3, 1])
     assert some.text_logits is not None
-    np.testing.assert_array_equal(some.text_logits.toarray(), wish[[3, 1]])
+    np.testing.assert_allclose(some.text_logits.toarray(), wish[[3, 1]], rtol=1e-4)
 
 
 def test_state_is_what_the_model_makes_of_the_last_window(
