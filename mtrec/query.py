@@ -101,7 +101,7 @@ class QueryReader:
         """
         if not isinstance(request, Mapping):
             raise _refuse("", "expected an object", request)
-        _check_keys(request, known, "")
+        check_keys(request, known, "")
         given = {key: value for key, value in request.items() if value is not None}
         numbers, categories = self._columns(
             _mapping(given.get("context", {}), "context"), "context", only_context=True
@@ -147,7 +147,7 @@ class QueryReader:
         event = _mapping(entry, place)
         # `rating` and `timestamp` are always understood, even where a model has no use for them.
         known = ["item_id", "timestamp", "rating", *self._numbers, *self._categories]
-        _check_keys(event, known, place)
+        check_keys(event, known, place)
         if event.get("item_id") is None:
             raise RequestError(f"{place}.item_id is missing", field=f"{place}.item_id")
         item_id = read_id(event["item_id"], f"{place}.item_id")
@@ -180,7 +180,7 @@ class QueryReader:
 
         number_columns, category_columns = used(self._numbers), used(self._categories)
         if only_context:
-            _check_keys(values, [*number_columns, *category_columns], place)
+            check_keys(values, [*number_columns, *category_columns], place)
         numbers = dict.fromkeys(number_columns, math.nan)
         for name, column in number_columns.items():
             if values.get(name) is not None:
@@ -291,7 +291,12 @@ def _mapping(value: object, place: str) -> Mapping[str, object]:
     return value
 
 
-def _check_keys(value: Mapping[str, object], known: Iterable[str], place: str) -> None:
+def check_keys(value: Mapping[str, object], known: Iterable[str], place: str) -> None:
+    """Refuse keys that nobody reads; `place` says where in the request they are.
+
+    Raises:
+        RequestError: a key is not known; it names the nearest that is.
+    """
     names = sorted(set(known))
     for key in value:
         if key not in names:

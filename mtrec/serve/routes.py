@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from mtrec.errors import RequestError
+from mtrec.query import check_keys
 from mtrec.serve import openapi, schemas
 from mtrec.serve.host import ModelHost, Servable
 from mtrec.serve.security import ApiKey, Guard, answer, error_answer, log_start, read_body
@@ -140,6 +141,7 @@ def _add_reading_routes(app: FastAPI, host: ModelHost) -> None:
 
     @app.get("/v1/items", **openapi.ITEMS)
     async def items(request: Request) -> Response:
+        check_keys(request.query_params, {"q", "id", "limit"}, "")
         query = request.query_params.get("q", "")[:200]
         ids = request.query_params.getlist("id")
         limit = _listed(request.query_params.get("limit"))
@@ -151,6 +153,7 @@ def _add_reading_routes(app: FastAPI, host: ModelHost) -> None:
 
     @app.get("/v1/users", **openapi.USERS)
     async def users(request: Request) -> Response:
+        check_keys(request.query_params, {"q", "id", "limit"}, "")
         prefix = request.query_params.get("q", "")[:200]
         ids = request.query_params.getlist("id")
         limit = _listed(request.query_params.get("limit"))
@@ -186,6 +189,10 @@ def _add_open_routes(app: FastAPI, host: ModelHost) -> None:
     @app.get("/", include_in_schema=False)
     async def show_page() -> Response:
         return Response(page, media_type="text/html", headers=page_headers)
+
+    # Monitors and `curl -I` ask for the headers alone.
+    for path, told in (("/healthz", healthz), ("/readyz", readyz), ("/", show_page)):
+        app.head(path, include_in_schema=False)(told)
 
 
 def _answer(value: dict[str, Any], version: str) -> Response:

@@ -151,7 +151,8 @@ class Recommendation(TypedDict):
     score: float
     """Weighted mean of the tasks, in [0, 1]."""
     tasks: dict[str, float]
-    """One number per task: a probability, or a value in the label's scale."""
+    """One number per task. Regression: a value in the label's scale; binary: a probability;
+    retrieval: exp(z - z_max), 1 for the item with the largest logit z, not a probability."""
     content_share: NotRequired[float]
     """Part of the ranking logit that comes from text and features, in [0, 1]."""
     reasons: NotRequired[list[Reason]]

@@ -89,6 +89,24 @@ def test_a_wrong_number_of_items_is_refused(client: TestClient, limit: str) -> N
     assert (response.status_code, response.json()["error"]["field"]) == (422, "limit")
 
 
+@pytest.mark.parametrize("path", ["/v1/items", "/v1/users"])
+def test_a_misspelt_parameter_is_refused_and_the_nearest_named(
+    client: TestClient, path: str
+) -> None:
+    response = client.get(path, params={"limt": 2})
+
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "unknown_field")
+    assert 'did you mean "limit"?' in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz"])
+def test_open_routes_answer_a_request_for_headers_alone(client: TestClient, path: str) -> None:
+    response = client.head(path)
+
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-type"] == client.get(path).headers["content-type"]
+
+
 def test_users_are_found_by_the_start_of_their_id_and_told_of(client: TestClient) -> None:
     found = client.get("/v1/users", params={"q": "an", "limit": 1}).json()
     told = client.get("/v1/users?id=bo").json()
