@@ -6,6 +6,7 @@ reads and writes it.
 """
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -14,6 +15,8 @@ from pydantic import (
     StrictInt,
     StrictStr,
     Tag,
+    ValidationError,
+    WrapValidator,
     model_validator,
 )
 
@@ -216,6 +219,19 @@ FilterValue = StrictStr | StrictInt | StrictFloat
 FilterRange = Annotated[dict[Literal["min", "max"], StrictInt | StrictFloat], Field(min_length=1)]
 
 
+def _in_one_line(value: object, check: Callable[[object], object]) -> object:
+    """Say once what a condition may be, not once for each kind of it."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(
+            f"expected a value, a list of values, or min and max of a number, found {value!r:.60}"
+        ) from None
+
+
+Condition = Annotated[FilterValue | list[FilterValue] | FilterRange, WrapValidator(_in_one_line)]
+
+
 class ScoreConfig(Section):
     k: int = Field(10, ge=1, le=1000)
     """Items per user in `predictions/`."""
@@ -225,7 +241,7 @@ class ScoreConfig(Section):
     """Weights of the tasks in the blended score; default: retrieval 1, others 0."""
     diversity: float = Field(0.0, ge=0.0, le=1.0)
     """As in a request: 0 lists the best scores, 1 spreads the list as far as it goes."""
-    filter: dict[str, FilterValue | list[FilterValue] | FilterRange] = Field({})
+    filter: dict[str, Condition] = Field({})
     """As in a request: item column -> a value, a list of values, or `{min, max}` of a number; only
     items that meet all conditions are listed."""
     explain: bool = False

@@ -195,6 +195,8 @@ def _explain(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{where}: {message}" if where else message
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        message = "expected keys and their values, or {} for the defaults"
     return f"{where}: {message}, found {problem['input']!r:.60}"
 
 

@@ -137,6 +137,15 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
             {"model": {"experts": {"kind": "mmo"}}},
             "model.experts: expected a section whose kind is one of shared_bottom, mmoe, ple",
         ),
+        (
+            {"model": {"next_item": True}},
+            "model.next_item: expected keys and their values, or {} for",
+        ),
+        (
+            {"score": {"filter": {"genres": {"mn": 3}}}},
+            "score.filter.genres: expected a value, a list of values, or min and max of a number, "
+            "found {'mn': 3}",
+        ),
         ({"serve": {"min_replicas": 3, "max_replicas": 2}}, "is below min_replicas 3"),
         ({"serve": {"target_ongoing_requests": 99}}, "it would never scale up"),
         ({"data": {"items": None}}, "missing key data.interactions"),
