@@ -133,6 +133,8 @@ def run(
     """Prepare, embed, train, evaluate and score; skip what is done and still valid."""
     _, outcome = _stages(config, overrides, address, verbose)
     _print_report(outcome.paths)
+    print(f"predictions: {outcome.paths.predictions}")
+    print(f"serve it: mtrec serve --bundle {outcome.paths.bundles} -c {config}")
 
 
 def _add_stage(name: str, text: str) -> None:

@@ -271,7 +271,11 @@ def look_closer(config: Config, shipped: Bundle, histories: Histories, items: It
     if wanted.explanations:
         known = histories.before("test")
         found["explanations"] = removal_test(
-            recommender, known, num_users=wanted.explanations, seed=seed
+            recommender,
+            known,
+            num_users=wanted.explanations,
+            seed=seed,
+            watch=_teller("evaluate.explanations", of=wanted.explanations),
         )
         event(logger, "evaluate.explanations", seconds=time.perf_counter() - started)
     started = time.perf_counter()
@@ -343,7 +347,7 @@ def ask_baselines(
                 seed=seed,
                 candidates=candidates,
                 text=text,
-                watch=_teller(name),
+                watch=_teller("evaluate.tuning", name=name),
             )
             tuned[name] = {retrieval: _tuned_json(found, f"ndcg@{k}")}
             for split in answered:
@@ -375,7 +379,12 @@ def _ask_pointwise(
     chosen: Tree = {}
     for task in label_tasks(config.tasks):
         found = baselines.tune_pointwise(
-            name, histories, task.name, num_items, kind=task.kind, watch=_teller(name)
+            name,
+            histories,
+            task.name,
+            num_items,
+            kind=task.kind,
+            watch=_teller("evaluate.tuning", name=name),
         )
         chosen[task.name] = _tuned_json(found, "logloss" if task.kind == "binary" else "rmse")
         bounds = (task.min, task.max) if isinstance(task, RegressionTask) else (0.0, 1.0)
@@ -392,15 +401,15 @@ def _ask_pointwise(
             answered[split][name] = Answers(None, predictions[split])
 
 
-def _teller(name: str) -> Watch:
-    """Give what says now and then how far the tuning of a baseline is."""
+def _teller(name: str, /, **values: object) -> Watch:
+    """Give what logs now and then, as event `name` with these values, how much is done."""
     said = time.monotonic()
 
-    def tell(tried: int) -> None:
+    def tell(done: int) -> None:
         nonlocal said
         if time.monotonic() - said > _SAY_S:
             said = time.monotonic()
-            event(logger, "evaluate.tuning", name=name, tried=tried)
+            event(logger, name, **values, done=done)
 
     return tell
 

@@ -262,6 +262,8 @@ def _timestamp(value: object, place: str) -> float:
         except ValueError as error:
             raise _refuse(place, "expected seconds since 1970 or ISO 8601", value) from error
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, int | float) and abs(value) > _LARGEST_SECONDS:
+        raise _refuse(place, "expected seconds since 1970, not milliseconds, or ISO 8601", value)
     return _number(value, place, -_LARGEST_SECONDS, _LARGEST_SECONDS)
 
 

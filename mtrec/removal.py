@@ -16,6 +16,7 @@ from mtrec.comparison import Tree
 from mtrec.data.histories import Histories, last_windows
 from mtrec.intervals import wilson
 from mtrec.recommender import Recommender
+from mtrec.tuning import Watch
 
 CANDIDATES = 1000
 """Places of a fresh answer that are read; what is not among them is at the place after the last."""
@@ -49,7 +50,12 @@ class Standing:
 
 
 def removal_test(
-    recommender: Recommender, histories: Histories, *, num_users: int, seed: int
+    recommender: Recommender,
+    histories: Histories,
+    *,
+    num_users: int,
+    seed: int,
+    watch: Watch | None = None,
 ) -> Tree:
     """Measure for how many users the best item stands lower without its first reason.
 
@@ -63,6 +69,7 @@ def removal_test(
         histories: what is known of users; those with two different items at least can be drawn.
         num_users: how many users are drawn at most.
         seed: decides the draws.
+        watch: is told now and then how many users are done.
 
     Returns:
         `users`, how many were drawn; `without_reason`, those whose best item has none and who count
@@ -80,6 +87,8 @@ def removal_test(
         known = histories.rows(drawn[start : start + _USERS_PER_BLOCK])
         for name, holds in _test(recommender, known, rng).items():
             found[name].append(holds)
+        if watch is not None:
+            watch(start + len(known))
     counted = {name: np.concatenate([np.zeros(0, bool), *parts]) for name, parts in found.items()}
     return {
         "users": len(drawn),

@@ -60,6 +60,12 @@ def test_time_is_seconds_or_iso_text_in_utc(
     assert query.history is not None and query.history[0].timestamp == seconds
 
 
+@pytest.mark.parametrize("given", [1_764_000_000_000, -1.1e12, math.inf])
+def test_time_in_milliseconds_is_refused_by_name(reader: QueryReader, given: float) -> None:
+    with pytest.raises(RequestError, match="seconds since 1970, not milliseconds"):
+        reader.read({"history": [{"item_id": "a", "timestamp": given}]})
+
+
 def test_missing_values_of_an_event_are_empty(reader: QueryReader) -> None:
     query = reader.read({"history": [{"item_id": "a", "device": "tv"}]})
     assert query.history is not None

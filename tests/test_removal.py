@@ -138,6 +138,15 @@ def test_the_same_seed_draws_the_same_users(small: Small, recommender: Recommend
     assert one["users"] == 3
 
 
+def test_it_tells_how_many_users_are_done(
+    small: Small, recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtrec.removal._USERS_PER_BLOCK", 2)
+    done: list[int] = []
+    found: Any = removal_test(recommender, small.histories, num_users=5, seed=0, watch=done.append)
+    assert done == [2, 4, 5] and found["users"] == 5
+
+
 def test_without_users_there_are_no_shares(small: Small, recommender: Recommender) -> None:
     found = removal_test(recommender, small.histories.rows([3]), num_users=9, seed=0)
     assert found["users"] == 0
