@@ -313,6 +313,8 @@ def _number(value: float) -> str:
 
 
 def _gap_text(gap: Gap) -> str:
+    if gap.is_relative and gap.value > 10.0:  # beside next to nothing: per cent no longer say much
+        return f"{1 + gap.value:.0f} times [{1 + gap.low:.0f}, {1 + gap.high:.0f}]"
     if gap.is_relative:
         spread = f" ± {100 * gap.deviation:.1f}" if gap.deviation is not None else ""
         return f"{100 * gap.value:+.1f} %{spread} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"

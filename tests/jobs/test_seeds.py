@@ -8,7 +8,7 @@ from small_report import report
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
 
-from _seeds import Goal, beside_line, goal_line, join, report_of_twins
+from _seeds import Goal, beside_line, goal_line, join, part_line, report_of_twins
 
 
 def test_the_best_baseline_is_the_best_on_validation_not_on_test() -> None:
@@ -198,6 +198,15 @@ def test_the_line_of_a_goal_says_all_of_it() -> None:
     assert goal_line("P3", "ML-100K", joined) == (
         "| P3 | ML-100K | ndcg@10 (t) | .3700 ± .0141 | ease .3500 | +5.7 % ± 0.2 [+3.7, +7.7] | "
         "ease | +3 %, interval beyond 0 | aim |"
+    )
+
+
+def test_beside_next_to_nothing_a_difference_is_told_in_times() -> None:
+    joined = join(Goal("t", "ndcg@10"), [report(0.3, {"none": (0.01, 0.3)}, half=7.0)])
+
+    assert joined is not None
+    assert part_line("A", "ML-100K", joined) == (
+        "| A | ML-100K | ndcg@10 (t) | .3000 | none .0100 | 30 times [23, 37] |"
     )
 
 
