@@ -66,7 +66,10 @@ def diversify(
     """Choose k of C candidates by maximal marginal relevance (Carbonell and Goldstein 1998).
 
     Each step takes the candidate with the largest
-    (1 - diversity) score_i - diversity max_{j taken} cos(i, j); the maximum over nothing is 0.
+    (1 - diversity) r_i - diversity max_{j taken} cos(i, j); the maximum over nothing is 0. The
+    relevance r_i is log score_i, from 0 for the least of the candidates to 1 for the best: scores
+    are exponentials of logits, so most of them are next to 0, and as they are the dial would weigh
+    a handful of items and let likeness alone choose the rest. A score of 0 has relevance 0.
 
     Args:
         score: (C,) in [0, 1], best first; of equal values the first is taken.
@@ -78,7 +81,7 @@ def diversify(
         (min(k, C),) positions of the chosen in the order in which they were chosen.
     """
     unit = unit_rows(vectors)
-    open_value = (1.0 - diversity) * score
+    open_value = (1.0 - diversity) * _relevance(score)
     nearest = np.full(len(score), -np.inf)
     chosen: list[int] = []
     for _ in range(min(k, len(score))):
@@ -89,6 +92,18 @@ def diversify(
         open_value = open_value.copy()
         open_value[best] = -np.inf
     return np.array(chosen, np.int64)
+
+
+def _relevance(score: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale the logarithms of (C,) scores to [0, 1]; equal ones are all 1."""
+    is_positive = score > 0.0
+    logs = np.log(score, where=is_positive, out=np.zeros(len(score)))
+    low, high = (
+        logs.min(where=is_positive, initial=0.0),
+        logs.max(where=is_positive, initial=-np.inf),
+    )
+    scaled = (logs - low) / (high - low) if high > low else np.ones(len(score))
+    return np.where(is_positive, scaled, 0.0)
 
 
 def unit_rows(vectors: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -120,9 +120,38 @@ def test_no_diversity_keeps_the_order_of_scores() -> None:
 
 
 def test_diversity_prefers_what_differs_from_the_chosen() -> None:
-    # After 0: its twin 1 is worth .5 * .9 - .5 * 1 = -.05, the other direction .5 * .5 - 0 = .25.
+    # After 0: its twin 1 is worth .5 log(.9 / .5) / log(1 / .5) - .5 = -.08, the other direction 0.
     vectors = np.array([[1, 0], [2, 0], [0, 3]], np.float32)
     assert diversify(np.array([1.0, 0.9, 0.5]), vectors, 3, diversity=0.5).tolist() == [0, 2, 1]
+
+
+def test_the_dial_works_alike_however_peaked_scores_are() -> None:
+    logits = -(np.linspace(0.0, 3.0, 9) ** 2)
+    vectors = np.random.default_rng(3).normal(size=(9, 2)).astype(np.float32)
+
+    def lists(scale: float) -> list[list[int]]:
+        scores = np.exp(scale * logits)
+        return [diversify(scores, vectors, 4, diversity=dial).tolist() for dial in (0.0, 0.2, 0.9)]
+
+    assert lists(0.1) == lists(1.0) == lists(40.0)
+    nothing, little, much = lists(1.0)
+    assert nothing == [0, 1, 2, 3]
+    assert nothing != little != much
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        ([1.0, 0.1, 0.0, 0.0], [0, 1, 2, 3]),  # where log is not defined: like the least
+        ([0.0, 0.0, 0.0, 0.0], [0, 1, 2, 3]),
+        ([0.5, 0.5, 0.5, 0.0], [0, 1, 2, 3]),
+    ],
+)
+def test_scores_of_0_and_equal_ones_can_be_diversified(
+    score: list[float], expected: list[int]
+) -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    assert diversify(np.array(score), vectors, 4, diversity=0.5).tolist() == expected
 
 
 @given(seed=st.integers(0, 1000), diversity=st.floats(0, 1), k=st.integers(1, 12))
@@ -135,7 +164,7 @@ def test_diversity_equals_the_formula_written_out(seed: int, diversity: float, k
     assert sorted(set(found)) == sorted(found) and len(found) == min(k, 8)
     for step, taken in enumerate(found):
         values = {
-            i: (1 - diversity) * score[i]
+            i: (1 - diversity) * math.log(score[i] / score[-1]) / math.log(score[0] / score[-1])
             - diversity * max((unit[i] @ unit[j] for j in found[:step]), default=0.0)
             for i in set(range(8)) - set(found[:step])
         }
