@@ -164,7 +164,9 @@ class ItemItemTerm(Section):
     """Weights kept for an item, those that are largest in size."""
     reg: list[Annotated[float, Field(gt=0.0)]] = Field([100.0, 300.0, 1000.0], min_length=1)
     """Ridges that are tried on validation."""
-    scales: list[Annotated[float, Field(gt=0.0)]] = Field([2.0, 4.0, 8.0, 16.0, 32.0], min_length=1)
+    scales: list[Annotated[float, Field(gt=0.0)]] = Field(
+        [2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0], min_length=1
+    )
     """Factors from its scores to logits that are tried on validation, besides leaving it out."""
     max_items: int = Field(50_000, ge=1)
     """Larger catalogues are fitted without it, aloud: its cost grows with their square."""
@@ -182,7 +184,9 @@ class NextItemTerm(Section):
     """Half-lives of an event's weight that are tried on validation, in later events of the user."""
     reg: list[Annotated[float, Field(gt=0.0)]] = Field([30.0, 100.0, 300.0], min_length=1)
     """Ridges that are tried on validation."""
-    scales: list[Annotated[float, Field(gt=0.0)]] = Field([16.0, 32.0, 64.0, 128.0], min_length=1)
+    scales: list[Annotated[float, Field(gt=0.0)]] = Field(
+        [16.0, 32.0, 64.0, 128.0, 256.0, 1024.0], min_length=1
+    )
     """Factors from its scores to logits that are tried on validation, besides leaving it out."""
     max_items: int = Field(20_000, ge=1)
     """Larger catalogues are fitted without it, aloud: its cost grows with their square, 12 GiB at
@@ -209,11 +213,15 @@ class IalsTerm(Section):
         [
             IalsSettings(factors=32, alpha=5.0, reg=30.0),
             IalsSettings(factors=128, alpha=20.0, reg=60.0),
+            IalsSettings(factors=32, alpha=2.0, reg=10.0),
+            IalsSettings(factors=128, alpha=5.0, reg=10.0),
         ],
         min_length=1,
     )
     """Settings that are tried on validation."""
-    scales: list[Annotated[float, Field(gt=0.0)]] = Field([1.0, 2.0, 4.0, 8.0, 16.0], min_length=1)
+    scales: list[Annotated[float, Field(gt=0.0)]] = Field(
+        [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 256.0], min_length=1
+    )
     """Factors from its scores to logits that are tried on validation, besides leaving it out."""
     ridges: list[Annotated[float, Field(gt=0.0)]] = Field([10.0])
     """Ridges that are tried on validation for telling the factors of items that nobody met from
