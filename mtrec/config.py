@@ -124,6 +124,7 @@ class TrainConfig(Section):
     """Weight decay of the ranking network's item tables, as regularisation is in SVD++. Ratings and
     likes are learned by heart long before the best lists are found; this keeps them from it."""
     warmup_steps: int = Field(100, ge=0)
+    """Steps in which the learning rate grows to its value; a tenth of all steps at most."""
     clip_norm: float = Field(1.0, gt=0.0)
     """Largest norm of the whole gradient."""
     ema_decay: Fraction = 0.99

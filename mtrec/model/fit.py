@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrec.config import Config
+from mtrec.data.windows import cut_windows
 from mtrec.errors import DataError
 from mtrec.model.balance import (
     build_balance,
@@ -34,7 +35,8 @@ _LINKS_TO_START = 512
 class TrainState:
     """All that changes while fitting; `state_dict` is what a checkpoint holds.
 
-    `constants` are the losses of constant predictors.
+    `constants` are the losses of constant predictors; `warmup` is the number of steps until the
+    learning rate is whole.
     """
 
     objective: JointObjective
@@ -42,6 +44,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
     constants: dict[str, float]
+    warmup: int
     step: int = 0
     epoch: int = 0
     best: float = math.nan
@@ -133,6 +136,7 @@ def start_state(config: Config, data: TrainingData, device: torch.device) -> Tra
         optimizer=_optimizer(objective, config),
         average={},
         constants=constants,
+        warmup=min(config.train.warmup_steps, _num_steps(config, data) // 10),
     )
 
 
@@ -175,9 +179,7 @@ def train_step(state: TrainState, batch: TrainingBatch, config: Config) -> dict[
     state.objective.balance(losses, absent).backward()
     nn.utils.clip_grad_norm_(state.objective.parameters(), config.train.clip_norm)
     for group in state.optimizer.param_groups:
-        group["lr"] = config.train.learning_rate * min(
-            1.0, (state.step + 1) / max(1, config.train.warmup_steps)
-        )
+        group["lr"] = config.train.learning_rate * min(1.0, (state.step + 1) / max(1, state.warmup))
     state.optimizer.step()
     state.step += 1
     _update_average(state, config.train.ema_decay)
@@ -197,6 +199,13 @@ def train_epoch(
         name: 0.0 if np.isnan(values).all() else float(np.nanmean(values))
         for name, values in collected.items()
     }
+
+
+def _num_steps(config: Config, data: TrainingData) -> int:
+    """Count the steps of a whole training, if no epoch is spared."""
+    rng = np.random.default_rng(config.run.seed)
+    windows = cut_windows(data.train.offsets, config.model.history.length, data.cut, rng)
+    return config.train.epochs * math.ceil(len(windows) / config.train.batch_size)
 
 
 def _loss_weights(config: Config, data: TrainingData) -> tuple[dict[str, float], dict[str, float]]:

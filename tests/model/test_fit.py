@@ -33,6 +33,25 @@ def test_losses_fall_on_planted_structure(any_config, make_data) -> None:
     assert last["item"] < math.log(20) - 0.3
 
 
+@pytest.mark.parametrize("asked", [0, 3, 100])
+def test_the_learning_rate_grows_for_a_tenth_of_all_steps_at_most(
+    config, make_data, asked: int
+) -> None:
+    config = _with_train(config, warmup_steps=asked, epochs=10)
+    data, _ = make_data(40)
+    state = start_state(config, data, CPU)
+    rates = []
+    for _ in range(2):
+        for batch in epoch_batches(config, data, state.epoch, rank=0, num_workers=1):
+            train_step(state, batch, config)
+            rates.append(state.optimizer.param_groups[0]["lr"] / config.train.learning_rate)
+        state.epoch += 1
+    steps = len(rates) // 2
+    assert steps > 3
+    growth = max(1, min(asked, steps))  # there are ten epochs
+    assert rates == pytest.approx([min(1.0, (at + 1) / growth) for at in range(len(rates))])
+
+
 def test_the_losses_of_a_fixed_seed_stay_what_they_were(config, make_data) -> None:
     # Recorded while content and behaviour alone could have losses too, with weights of 0 for them.
     train = config.train.model_copy(update={"ranking_decay": 0.1})
