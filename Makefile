@@ -1,3 +1,4 @@
+# install  mtrec into .venv, without the tools of its tests
 # demo   run the main job on MovieLens-100K and leave the endpoint up (ARGS=--no-serve ends instead)
 # test   linters and every test; check: the fast part; lint: linters and an audit of the dependencies
 # bench  speed and memory, for example: make bench ARGS="--stage serve --scale full"
@@ -9,7 +10,9 @@ ARGS ?=
 TESTERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check lint bench
+.PHONY: install demo test check lint bench
+
+install: $(VENV)/run.stamp
 
 demo: $(VENV)/run.stamp
 	$(BIN)/mtrec demo $(ARGS)

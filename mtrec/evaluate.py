@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +52,8 @@ from mtrec.versions import find_bundle
 logger = logging.getLogger("mtrec.evaluate")
 # Seconds between two lines about a baseline whose tuning takes long.
 _SAY_S = 10.0
+# Share of a table's rows from which on the report says that they were set aside.
+_MANY_REJECTED = 0.05
 
 HELD_OUT = SPLITS[1:]
 """The splits that are evaluated: validation, test."""
@@ -101,6 +104,12 @@ def evaluate(
         ask_friends(config, shipped, histories, links, social, answered, others)
     if shipped.fitted_on != ["train"]:
         notes.append(f"the model was fitted on {', '.join(shipped.fitted_on)}")
+    elif tuned:
+        notes.append(
+            "the model was fitted on train alone, tuned baselines on train and validation; "
+            "train.refit: validation gives it both"
+        )
+    notes += _set_aside(storage.read_json(storage.join(dataset, "report.json")))
     report = build_report(
         config,
         histories=histories,
@@ -412,6 +421,16 @@ def _teller(name: str, /, **values: object) -> Watch:
             event(logger, name, **values, done=done)
 
     return tell
+
+
+def _set_aside(report: Mapping[str, Any]) -> list[str]:
+    """Name the tables of which `prepare` could not use a twentieth of the rows or more."""
+    return [
+        f"{name}: {counts['rejected']:,} of {counts['read']:,} rows were set aside; "
+        "dataset/report.json counts the reasons, dataset/rejected has the rows"
+        for name, counts in report["tables"].items()
+        if counts["rejected"] >= max(1, _MANY_REJECTED * counts["read"])
+    ]
 
 
 def _tuned_json(found: Tuned, metric: str) -> Tree:

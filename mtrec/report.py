@@ -9,6 +9,7 @@ says why.
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,9 @@ class Answers:
 
 Answered = dict[str, dict[str, Answers]]
 """Split -> method -> answers."""
+
+# A difference that nobody measured.
+_NOWHERE: dict[str, Any] = {"interval": [0.0, 0.0]}
 
 
 def build_report(
@@ -102,7 +106,30 @@ def build_report(
         "tuned": dict(tuned),
         "notes": notes,
     }
+    notes += _behind(config, report)
     return {**report, **_pictures(config, histories, answered.get("test", {}))}
+
+
+def _behind(config: Config, report: Mapping[str, Any]) -> list[str]:
+    """Name the tasks in which a baseline is better beyond the interval of the difference."""
+    k = config.evaluate.k
+    main = {"retrieval": f"ndcg@{k}", "social": f"ndcg@{k}", "regression": "rmse", "binary": "auc"}
+    found = []
+    for task in config.tasks:
+        metric = main[task.kind]
+        sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
+        better = [
+            name
+            for name, tree in report["differences"].items()
+            if min(sign * end for end in tree.get(task.name, {}).get(metric, _NOWHERE)["interval"])
+            > 0.0
+        ]
+        if better:
+            found.append(
+                f"{task.name}: beyond the interval of the difference {metric} is better of "
+                f'{", ".join(better)}; "Little data" in the README says what to try'
+            )
+    return found
 
 
 def _of(

@@ -27,6 +27,8 @@ def _dataset(small: "Small", folder: Path, histories: Histories) -> str:
     os.makedirs(folder / "histories")
     for name in ("items.parquet", "users.parquet", "transform.json"):
         (folder / name).write_bytes((small.dataset / name).read_bytes())
+    counts = {"read": 100, "kept": 90, "rejected": 10, "duplicates": 0}
+    (folder / "report.json").write_text(json.dumps({"tables": {"interactions": counts}}))
     users = np.arange(len(histories))
     for part, rows in enumerate((users[:2], users[2:])):
         pq.write_table(
@@ -65,6 +67,20 @@ def test_samples_are_asked_with_what_was_known_before_test(small: "Small") -> No
     )
 
 
+def test_tables_of_which_much_was_set_aside_are_named() -> None:
+    from mtrec.evaluate import _set_aside
+
+    def told(**rejected: int) -> list[str]:
+        return _set_aside(
+            {"tables": {name: {"read": 100, "rejected": n} for name, n in rejected.items()}}
+        )
+
+    assert told(interactions=4, items=0) == []
+    (note,) = told(interactions=33, items=1)
+    assert note.startswith("interactions: 33 of 100 rows were set aside;")
+    assert _set_aside({"tables": {"items": {"read": 0, "rejected": 0}}}) == []
+
+
 def test_samples_that_are_not_wanted_are_not_taken(small: "Small") -> None:
     from mtrec.evaluate import _item_facts, look_closer
 
@@ -94,6 +110,8 @@ def test_evaluate_writes_report_and_page(small: "Small", tmp_path: Path, ray_loc
     assert set(report["model"]) == {"click", "stars", "like"}
     assert {"random", "bigram", "itemknn", "ials", "bias"} <= set(report["baselines"])
     assert any("ease was left out: the catalogue has 12 items" in n for n in report["notes"])
+    assert any("interactions: 10 of 100 rows were set aside" in n for n in report["notes"])
+    assert any("fitted on train alone" in note for note in report["notes"])
     assert report["explanations"]["holds"]["of"] > 0
     assert [point["dial"] for point in report["dial"]["points"]] == [0, 0.1, 0.2, 0.3, 0.5, 0.7]
     # At 0 the dial gives the model's own lists, to the same users.

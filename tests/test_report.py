@@ -34,6 +34,7 @@ def _report(
     *,
     splits: tuple[str, ...] = ("validation", "test"),
     candidates: str = "all",
+    stars: float = 3.5,
 ) -> Any:
     config = small_config()
     evaluate = {"k": K, "bootstrap_samples": 100, "candidates": candidates}
@@ -47,7 +48,7 @@ def _report(
         found[0] = [6, 5, 7]  # one user has the test item at place 2
         popular = np.tile(np.array([6, 7, 8], np.int32), (users, 1))
         answered[split] = {
-            MODEL: Answers(found, {"stars": np.full(rows, 3.5), "like": np.full(rows, 0.9)}),
+            MODEL: Answers(found, {"stars": np.full(rows, stars), "like": np.full(rows, 0.9)}),
             "popularity": Answers(popular, {}),
             "bias": Answers(None, {"stars": np.full(rows, 3.0), "like": np.full(rows, 0.6)}),
         }
@@ -93,6 +94,15 @@ def test_differences_are_model_minus_baseline() -> None:
     assert entry["difference"] == pytest.approx(-0.5)
     assert entry["relative"] == pytest.approx(-0.5)
     assert entry["relative_interval"] == pytest.approx([-0.5, -0.5])
+
+
+def test_a_baseline_that_is_better_beyond_the_interval_is_named() -> None:
+    # Everybody's rating on test is 4: the model says 3.5, bias 3, and popularity misses item 5.
+    ours = _report(_histories())
+    assert not any("beyond the interval" in note for note in ours["notes"])
+    behind = _report(_histories(), stars=1.0)
+    (note,) = [note for note in behind["notes"] if "beyond the interval" in note]
+    assert note.startswith("stars: beyond the interval of the difference rmse is better of bias;")
 
 
 def test_validation_has_figures_of_its_own_events() -> None:
