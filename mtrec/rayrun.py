@@ -6,7 +6,9 @@ Called by the shells (`cli.py`, `jobs/`) and by nothing below the drivers.
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -69,7 +71,18 @@ def connect(config: RayConfig, address: str | None = None) -> None:
             )
         except ConnectionError as error:
             raise _nobody(where) from error
+        _end_cleanly()
     _configure_data()
+
+
+def _end_cleanly() -> None:
+    """Let SIGTERM end this process as Ctrl-C does.
+
+    Ray leaves two handlers: one of Python's, which exits, and below it one that prints addresses of
+    machine code and ends in an abort, which a scheduler takes for a crash.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _start(**options: Any) -> None:

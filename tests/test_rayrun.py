@@ -55,6 +55,39 @@ def test_that_a_token_is_asked_for_is_no_warning_and_that_none_is_stays_one() ->
         assert _Terse().filter(record) is kept
 
 
+_WAITS = """
+import sys, time
+from mtrec.cli import run_shell
+from mtrec.config import RayConfig
+from mtrec.rayrun import connect
+
+def wait():
+    connect(RayConfig(num_cpus=1))
+    print("up", flush=True)
+    time.sleep(120)
+
+sys.exit(run_shell(wait))
+"""
+
+
+@pytest.mark.ray
+def test_a_process_that_is_told_to_end_ends_as_on_ctrl_c() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+
+    assert process.returncode == 130
+    assert errors.endswith("mtrec: interrupted; what was finished is kept, run again to go on\n")
+    assert "SIGTERM" not in errors
+
+
 @pytest.mark.ray
 def test_connecting_again_changes_nothing_and_tells_the_cpus(ray_local) -> None:
     connect(RayConfig(num_cpus=64))
