@@ -132,7 +132,8 @@ def test_a_refit_sees_validation_for_as_many_epochs_as_were_best(
     planted_run, tmp_path: Path
 ) -> None:
     config, workdir = planted_run
-    _train(_with(config, epochs=4, refit="validation"), tmp_path)
+    config = _with(config, epochs=4, refit="validation")
+    _train(config, tmp_path)
     bundle = load_bundle(str(tmp_path / "bundles"))
     assert bundle.fitted_on == ["train", "validation"]
     assert len(bundle.metrics["history"]) == 4
