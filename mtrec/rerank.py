@@ -98,10 +98,8 @@ def _relevance(score: NDArray[np.float64]) -> NDArray[np.float64]:
     """Scale the logarithms of (C,) scores to [0, 1]; equal ones are all 1."""
     is_positive = score > 0.0
     logs = np.log(score, where=is_positive, out=np.zeros(len(score)))
-    low, high = (
-        logs.min(where=is_positive, initial=0.0),
-        logs.max(where=is_positive, initial=-np.inf),
-    )
+    low = logs.min(where=is_positive, initial=0.0)
+    high = logs.max(where=is_positive, initial=-np.inf)
     scaled = (logs - low) / (high - low) if high > low else np.ones(len(score))
     return np.where(is_positive, scaled, 0.0)
 
